@@ -1,0 +1,263 @@
+"""One process's end of the spool: the descriptor through which its records are accepted (I1).
+
+A record is appended by one ``write`` to an ``O_APPEND`` descriptor: atomic between processes and in the kernel when it
+returns. A killed writer can leave a fragment (write(2) looks at fatal signals between pages), a full disk a short write.
+Such a record was never accepted, but the next one must not be glued behind it. The kernel serializes the writes to one
+file, so after a write the byte before it is either the end of a whole record or the end of a fragment; the fragment's
+last byte then becomes a terminator, written through a second descriptor, because Linux appends a pwrite to an
+``O_APPEND`` one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from .errors import SpoolError
+from .report import Reporter
+from .spool import Spool, SpoolFile, State, boot_id
+
+MAX_WRITE = 0x7FFF_F000  # what Linux transfers in one write(2); see its NOTES
+LOOK_AGAIN = 0.2  # seconds between two looks whether a full spool has room
+
+
+class Appender:
+    """Accepts records into the newest generation of a spool.
+
+    ``append`` takes a lock of its own that is held for one local write and nothing else; it is re-entrant, because a
+    signal handler or a finalizer may log in the middle of it.
+    """
+
+    def __init__(self, spool: Spool, *, max_bytes: int, fsync: bool, report: Reporter) -> None:
+        self.spool, self.max_bytes, self.fsync, self.report = spool, max_bytes, fsync, report
+        self.marker: Callable[[int, int], bytes] | None = None
+        self.terminator = b"\n"
+        self.generation = 0
+        self._fd = -1
+        self._after_fork_state()
+
+    def _after_fork_state(self) -> None:
+        self._lock = threading.RLock()
+        self.end = -1  # where our last write ended; unknown at first, so that the first write looks behind itself
+        self._writes = 0
+        self._limit = 0
+        self._looked = 0.0
+        self.records = self.bytes = self.dropped_records = self.dropped_bytes = 0
+        self._missed_records = self._missed_bytes = 0
+
+    # -- membership -----------------------------------------------------------------------------------------------------
+
+    def join(self, *, replace: bool = False) -> None:
+        """Become a member of the newest generation, or of a new one where that may not be appended to.
+
+        Raises:
+            SpoolError: the directory cannot be used.
+        """
+        for _ in range(100):
+            self.spool.prepare()
+            try:
+                return self._join(replace)
+            except FileNotFoundError:
+                continue  # the last member of before has just removed the directory
+        raise SpoolError(f"the spool directory {self.spool.directory} keeps vanishing", hint="Give another spool_dir")
+
+    def _join(self, replace: bool) -> None:
+        with self.spool.structure():
+            self.spool.describe()
+            last = next(reversed(self.spool.files()), None)
+            label = last.state.label if last else None
+            if last and os.stat(last.path).st_size < last.state.file:
+                self.spool.set_aside(last.path, "it is shorter than what its name says was shipped from it")
+                last = None
+            if last and replace and not self.spool.occupied(last):
+                last, label = None, None
+            if last and last.boot != boot_id():
+                last = None
+            file = last or self.spool.create(State.unplaced(replace=replace, label=label))
+            self._fd = self._open(file)
+        self.generation = file.generation
+        self._look()
+
+    def leave(self) -> None:
+        """Stop being a member. What was accepted stays in the spool."""
+        with self._lock:
+            fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def rejoin_in_child(self) -> None:
+        """After a fork: take a membership of this process's own, then close the inherited descriptor.
+
+        The inherited one shares its file position and its lock with the parent: closing it is right, unlocking it would
+        free the parent's lock. Until then it keeps the file from being removed.
+        """
+        self._after_fork_state()
+        inherited = self._fd
+        if inherited < 0:
+            return
+        for _ in range(50):  # the parent's shipper may rename the file between our look and our open
+            with contextlib.suppress(OSError):
+                file = self.file()
+                if file is not None:
+                    self._fd = self._open(file)
+                    os.close(inherited)
+                    break
+        self._look()
+
+    def file(self) -> SpoolFile | None:
+        """The generation that we append to, under the name it has now."""
+        return next((file for file in self.spool.files() if file.generation == self.generation), None)
+
+    def renew(self, size: int) -> bool:
+        """Go on in a new, empty file, where the present one has ``size`` bytes, all acknowledged, and nobody else holds it.
+
+        Never a truncation, which would race with a writer: a new file, descriptors swapped, the old one unlinked (I7).
+        """
+        with self.spool.structure():
+            file = self.file()
+            if file is None or self._fd < 0:
+                return False
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+            fresh = None
+            try:
+                if self.spool.occupied(file):
+                    return False
+                fresh = self.spool.create(State.unplaced(label=file.state.label))
+                new, swapped = self._open(fresh), False
+                with self._lock:
+                    if os.lseek(self._fd, 0, os.SEEK_END) == size:
+                        new, self._fd, swapped = self._fd, new, True
+                        self.generation, self.end = fresh.generation, -1
+                os.close(new)
+                os.unlink(file.path if swapped else fresh.path)
+                return swapped
+            finally:
+                fcntl.flock(self._fd, fcntl.LOCK_SH)
+                self._look()
+
+    @staticmethod
+    def _open(file: SpoolFile) -> int:
+        fd = os.open(file.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return fd
+
+    # -- accepting ------------------------------------------------------------------------------------------------------
+
+    def append(self, data: bytes) -> bool:
+        """Accept one record (I1), or count it as dropped: the spool is full (I8), the disk is, or it exceeds 2 GiB."""
+        with self._lock:
+            if self._missed_records:
+                self._mark()
+            accepted = self._fits(len(data)) and self._write(data)
+            if accepted:
+                self.records += 1
+                self.bytes += len(data)
+            else:
+                self.dropped_records += 1
+                self.dropped_bytes += len(data)
+                self._missed_records += 1
+                self._missed_bytes += len(data)
+        if accepted and self.fsync:
+            try:
+                os.fsync(self._fd)  # outside the lock: other threads go on meanwhile
+            except OSError as error:
+                self._refused(error)
+        return accepted
+
+    def position(self) -> tuple[int, int]:
+        """(generation, offset) at which the last record of this process ends; offset -1 if it wrote none."""
+        with self._lock:
+            return self.generation, self.end
+
+    def end_of_spool(self) -> tuple[int, int]:
+        """(generation, offset) at which the newest generation ends now, whoever wrote to it."""
+        with self._lock:
+            return self.generation, os.lseek(self._fd, 0, os.SEEK_END) if self._fd >= 0 else -1
+
+    def mark_drops(self) -> None:
+        """Write the line that says how many records were dropped, if any were and there is room again (I8)."""
+        with self._lock:
+            if self._missed_records and self._fd >= 0:
+                self._looked = 0.0
+                self._mark()
+
+    def end_fragment(self) -> None:
+        """End a fragment at the file's end by a terminator. Behind a live writer's record this is an empty line."""
+        with self._lock, contextlib.suppress(OSError):
+            os.write(self._fd, self.terminator or b"\n")
+            self.end = os.lseek(self._fd, 0, os.SEEK_CUR)
+
+    def _mark(self) -> None:
+        records, size = self._missed_records, self._missed_bytes
+        if self.marker is not None:
+            data = self.marker(records, size)
+            if not (self._fits(len(data)) and self._write(data)):
+                return
+        self._missed_records -= records
+        self._missed_bytes -= size
+
+    def _write(self, data: bytes) -> bool:
+        self._writes = ticket = self._writes + 1
+        try:
+            written = os.write(self._fd, data)
+            end = os.lseek(self._fd, 0, os.SEEK_CUR)
+        except OSError as error:
+            self._refused(error)
+            return False
+        # A signal handler that logged between these lines has moved the file position: then nothing can be said.
+        alone = self._writes == ticket
+        if alone and end - written != self.end:
+            self._look_behind(end - written)
+        self.end = end
+        if written == len(data):
+            return True
+        if alone:
+            self._close_fragment(end)
+        self._refused(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        return False
+
+    def _look_behind(self, start: int) -> None:
+        if start > 0 and self.terminator and os.pread(self._fd, 1, start - 1) not in (b"\n", self.terminator[-1:]):
+            self._close_fragment(start)
+
+    def _close_fragment(self, end: int) -> None:
+        file = self.file()
+        if file is not None and self.terminator:
+            with contextlib.suppress(OSError):
+                fd = os.open(file.path, os.O_WRONLY | os.O_CLOEXEC)
+                try:
+                    os.pwrite(fd, self.terminator[-1:], end - 1)
+                finally:
+                    os.close(fd)
+
+    def _fits(self, size: int) -> bool:
+        if self.end + size <= self._limit:
+            return size <= MAX_WRITE
+        now = time.monotonic()
+        if now - self._looked >= LOOK_AGAIN:
+            self._looked = now
+            self._look()
+        fits = max(self.end, 0) + size <= self._limit and size <= MAX_WRITE
+        if not fits:
+            self.report.say(
+                "full",
+                f"the spool {self.spool.directory} has reached spool_max_bytes ({self.max_bytes:,}); new records are "
+                "dropped and counted until the store takes what is there. Repair the store, or raise spool_max_bytes",
+            )
+        return fits
+
+    def _look(self) -> None:
+        with contextlib.suppress(OSError):
+            self._limit = os.lseek(self._fd, 0, os.SEEK_END) + self.max_bytes - self.spool.held()
+
+    def _refused(self, error: OSError) -> None:
+        self.report.say(
+            "disk",
+            f"records are dropped and counted: writing to {self.spool.directory} failed ({error.strerror}). "
+            "Free space there, or give spool_dir another disk",
+        )

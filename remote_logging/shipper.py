@@ -1,0 +1,352 @@
+"""Ships one spool to its store: ``plan`` decides, ``step`` does one thing, ``ship`` is one flush.
+
+Exactly once (I3): the object is the only record of progress. An append states the head (length and token) it expects. That
+head is known from the reply to our own last append; after anything else it is asked, and what the object holds is compared
+with the spool from the last acknowledged byte on: the longest common prefix is what had landed. Bytes that are not ours
+are never overwritten (I4): we go on in a sibling object, and the spool's name says so before the first byte goes there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import random
+import time
+from collections.abc import Callable
+
+from .appender import Appender
+from .cursor import Cursor
+from .errors import Conflict, RemoteLoggingError, Unreachable
+from .report import Reporter
+from .spool import KEPT, Spool, State
+from .store import Head, Store
+
+MiB = 2**20
+WINDOW = 16 * MiB  # bytes of one append at most
+SMALLEST_WINDOW = 256 * 1024  # what a link too slow for the window falls back to
+RECLAIM = 4 * MiB  # acknowledged bytes that are worth a rename and a hole
+RENEW = 64 * MiB  # size at which an emptied spool file is replaced by a new one
+BACKOFF, BACKOFF_CAP, WAITED_FOR_CAP = 1.0, 60.0, 2.0  # seconds
+CONFLICTS = 5  # times in a row that the object is asked again at once, before that counts as a failure
+YIELD_AFTER = 5  # failures in a row after which another process may try its luck (its credentials may be better)
+
+
+def plan(state: State, acked: int, end: int, head: Head | None) -> str:
+    """What to do next, given the spool file's state, the offsets shipped and to ship, and what is known of the object.
+
+    ``rest``: nothing. ``place``: ask the store where we start. ``ask``: find out what has landed. ``put``: replace the
+    object by the first bytes. ``append``: make it longer.
+    """
+    if acked >= end:
+        return "rest"
+    if state.kind.startswith("unplaced"):
+        return "place"
+    if head is None:
+        return "ask"
+    return "put" if state.kind == "replace" else "append"
+
+
+class Shipper:
+    """Ships what ``appender``'s spool holds. Not thread-safe: one thread calls it at a time."""
+
+    def __init__(self, spool: Spool, appender: Appender, connect: Callable[[str | None], Store], report: Reporter) -> None:
+        self.spool, self.appender, self.report = spool, appender, report
+        self._connect = connect  # the label of a sibling, or None -> its store
+        self._stores: dict[str | None, Store] = {}
+        self._cursor: Cursor | None = None
+        self._tidied = False
+        self._conflicts = 0
+        self._window = WINDOW
+        self._unended = -1  # size of the file when it was last seen to end in an unfinished record
+        self.acknowledged = (0, 0)
+        self.flushes = self.failures = self.failures_in_row = 0
+        self.last_success: float | None = None
+        self.last_error: str | None = None
+        self.last_duration = 0.0
+        self.next_try = 0.0
+
+    @property
+    def sent(self) -> int:
+        return sum(store.sent for store in self._stores.values())
+
+    # -- one flush ------------------------------------------------------------------------------------------------------
+
+    def ship(self, *, final: bool = False, waited_for: bool = False) -> bool:
+        """Ship what is there now. True when all of it is acknowledged; False if the store failed or another process leads.
+
+        ``final``: an unfinished record at the end is shipped too. ``waited_for``: somebody waits, so back off less.
+        """
+        started = time.monotonic()
+        try:
+            if not self.spool.leadership.take():
+                self._forget()
+                return False
+            files = self.spool.files()
+            goal = (files[-1].generation, os.stat(files[-1].path).st_size) if files else (0, 0)
+            shipped = False
+            while self.step(final=final):
+                shipped = True
+                if self.acknowledged >= goal:
+                    break
+            if shipped:
+                self._succeeded(time.monotonic() - started)
+            return True
+        except (RemoteLoggingError, OSError) as error:
+            self._failed(error, waited_for=waited_for)
+        except Exception as error:  # noqa: BLE001 - a defect of ours must not end the thread that ships (I5)
+            self._failed(error, waited_for=waited_for)
+        return False
+
+    def step(self, *, final: bool = False) -> bool:
+        """Do the next single thing. False when there is nothing to do, or another process leads.
+
+        Raises:
+            RemoteLoggingError, OSError: the store or the spool failed; the next step asks again.
+        """
+        if not self.spool.leadership.take():
+            self._forget()
+            return False
+        cursor = self._current()
+        if cursor is None:
+            return False
+        data = self._next_bytes(cursor, final)
+        action = plan(cursor.file.state, cursor.acked, cursor.acked + len(data), cursor.head)
+        try:
+            if action == "rest":
+                return self._rest(cursor)
+            if action == "place":
+                self._place(cursor)
+            elif action == "ask":
+                self._ask(cursor)
+            else:
+                self._send(cursor, data)
+        except Conflict:
+            cursor.head = None
+            self._conflicts += 1
+            if self._conflicts > CONFLICTS:
+                raise
+        except BaseException:
+            cursor.head = None  # whatever it was: nobody knows what has landed (I3)
+            raise
+        return True
+
+    def settle(self) -> None:
+        """The appender has left: remove what is acknowledged whole and held by nobody (I7)."""
+        with contextlib.suppress(OSError, RemoteLoggingError):
+            if not self.spool.leadership.take():
+                return
+            for file in self.spool.files():
+                size = os.stat(file.path).st_size
+                # A sibling's file stays, or the next run would flip back to the object that is not ours (I4).
+                if (self.acknowledged >= (file.generation, size) or size == 0) and not file.state.label:
+                    self.spool.remove(file, size)
+            self._forget()
+            self.spool.erase()
+
+    def close(self) -> None:
+        """Close connections and descriptors and let another process lead."""
+        self._forget()
+        for store in self._stores.values():
+            store.close()
+        self.spool.leadership.give_up()
+
+    def forget_in_child(self) -> None:
+        """After a fork: never close the parent's connections here, not even by the garbage collector.
+
+        Their sockets and their epoll instance are shared: closing them here would unregister them there.
+        """
+        self._forget()
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._stores))
+
+    # -- the actions ----------------------------------------------------------------------------------------------------
+
+    def _place(self, cursor: Cursor) -> None:
+        state, head = cursor.file.state, self._store(cursor).head()
+        replace = state.kind == "unplaced-w"
+        state = State.replacing(head.token) if replace else State.anchor(head.size, 0, state.label)
+        cursor.file = self.spool.move(cursor.file, state)
+        cursor.head = head
+        cursor.base = (b"", 0) if head.size == 0 or replace else None
+
+    def _ask(self, cursor: Cursor) -> None:
+        store = self._store(cursor)
+        if not self._tidied:
+            self._tidied = True
+            store.tidy()
+        head, state = store.head(), cursor.file.state
+        cursor.base = None
+        if state.kind == "replace" and head.token == state.token:
+            cursor.head, cursor.base = head, (b"", 0)
+            return
+        if state.kind == "replace":
+            state = State.anchor(0, 0)  # gone, or the put that we did not hear of has landed, or somebody else's
+        if head.size < state.remote:
+            self._was_cut(head, cursor.offset_in_object())
+            state = State.anchor(head.size, state.file, state.label)
+            self._found(cursor, state, state.remote, head)
+            return
+        expected = cursor.offset_in_object()
+        known = min(expected, head.size)
+        common = cursor.common(store, head, max(state.remote, known - KEPT))
+        if common < known:  # what we had sent was changed: look from the anchor on
+            common = cursor.common(store, head, state.remote)
+        ours = state.remote + cursor.size() - state.file
+        if common < head.size and not (common == ours and self._older(cursor)):
+            label = f"{os.uname().nodename.split('.')[0]}.{os.urandom(3).hex()}"
+            sibling = self.spool.location.sibling(label)
+            self.report.say(
+                f"foreign {label}",
+                f"somebody else wrote to {self._store(cursor).location.url}; nothing of theirs is touched, "
+                f"and this log goes on in {sibling.url}",
+            )
+            state = State.anchor(0, state.file + common - state.remote, label)
+            self._found(cursor, state, 0, Head(0, None))
+            cursor.base = (b"", state.file)
+            return
+        if head.size < expected:
+            self._was_cut(head, expected)
+        self._found(cursor, state, common, head)
+
+    def _found(self, cursor: Cursor, state: State, landed: int, head: Head) -> None:
+        cursor.file = self.spool.move(cursor.file, state)
+        cursor.acked = state.file + landed - state.remote
+        cursor.head = head
+        if head.size == 0:
+            cursor.base = (b"", cursor.acked)
+        self._publish(cursor)
+
+    def _was_cut(self, head: Head, expected: int) -> None:
+        self.report.say(
+            "cut",
+            f"the object was {'deleted' if head.token is None else 'cut'} by somebody: it has {head.size:,} bytes of the "
+            f"{expected:,} that were there; what the spool still holds is sent again",
+        )
+
+    def _send(self, cursor: Cursor, data: bytes) -> None:
+        head, store = cursor.head, self._store(cursor)
+        if head is None:
+            return  # plan() never comes here: it asks first
+        # What is shipped must be durable here first: after a power cut the object would be longer than the spool, and
+        # new records would count as shipped (I1).
+        cursor.sync()
+        if cursor.file.state.kind == "replace":
+            cursor.head = store.put(head, data)
+            cursor.file = self.spool.move(cursor.file, State.anchor(0, 0))
+        else:
+            cursor.head = store.append(head, data, lambda: cursor.present(store, head))
+        cursor.acked += len(data)
+        self._window, self._conflicts = min(WINDOW, self._window * 2), 0
+        self._publish(cursor)
+        self._reclaim(cursor, store, cursor.head)
+
+    def _rest(self, cursor: Cursor) -> bool:
+        size = cursor.size()
+        if cursor.acked < size:
+            return False  # an unfinished record, which may still grow
+        self._publish(cursor)
+        if self._older(cursor):
+            removed = self.spool.remove(cursor.file, size)
+            if removed:
+                self._forget()
+            return removed
+        self.appender.mark_drops()
+        if cursor.file.state.kind == "anchor" and size >= RENEW and self.appender.renew(size):
+            self._forget()
+            return True
+        return False
+
+    def _reclaim(self, cursor: Cursor, store: Store, head: Head) -> None:
+        """Give back the disk below what is acknowledged, but for the last bytes, which are compared after a failure."""
+        state = cursor.file.state
+        free = (cursor.acked - KEPT) // 4096 * 4096 - state.file
+        crowded = cursor.size() - state.file > self.appender.max_bytes // 2
+        if free >= min(RECLAIM, self.appender.max_bytes // 8) and (head.size >= store.rewrites_below or crowded):
+            cursor.base = None
+            moved = State.anchor(state.remote + free, state.file + free, state.label)
+            cursor.file = self.spool.move(cursor.file, moved)
+            cursor.punch()
+            self.appender.mark_drops()
+        if head.size >= store.rewrites_below:
+            cursor.base = None
+
+    # -- small things ---------------------------------------------------------------------------------------------------
+
+    def _next_bytes(self, cursor: Cursor, final: bool) -> bytes:
+        """What the next append would send: whole records, where they fit the window."""
+        size = cursor.size()
+        if cursor.acked >= size:
+            return b""
+        end_mark = self.appender.terminator[-1:] or b"\n"
+        if self._older(cursor) and os.pread(cursor.fd, 1, size - 1) != end_mark:
+            os.pwrite(cursor.fd, end_mark, size)  # nobody appends to it any more, and the next generation follows it
+            size += 1
+        data = cursor.read(cursor.acked, min(size, cursor.acked + self._window))
+        whole = data.rfind(end_mark) + 1
+        generation, accepted = self.appender.position()
+        if generation == cursor.file.generation:
+            whole = max(whole, min(len(data), accepted - cursor.acked))  # a record without any terminator is whole too
+        if whole <= 0 and len(data) < self._window:
+            if not final and self._unended != size:
+                self._unended = size
+                return b""
+            self.appender.end_fragment()
+            return self._next_bytes(cursor, final)  # anew: whoever was first to end it changed its last byte
+        return data[:whole] if whole > 0 else data
+
+    def _current(self) -> Cursor | None:
+        if self._cursor is None:
+            file = next(iter(self.spool.files()), None)
+            if file is None:
+                return None
+            cursor = Cursor(file)
+            if cursor.size() < file.state.file:
+                cursor.close()
+                self.spool.set_aside(file.path, "it is shorter than what its name says was shipped from it")
+                return self._current()
+            self._cursor = cursor
+        return self._cursor
+
+    def _older(self, cursor: Cursor) -> bool:
+        return cursor.file.generation < self.appender.generation
+
+    def _forget(self) -> None:
+        cursor, self._cursor = self._cursor, None
+        if cursor is not None:
+            cursor.close()
+
+    def _store(self, cursor: Cursor) -> Store:
+        label = cursor.file.state.label
+        if label not in self._stores:
+            self._stores[label] = self._connect(label)
+        return self._stores[label]
+
+    def _publish(self, cursor: Cursor) -> None:
+        reached = (cursor.file.generation, cursor.acked)
+        if reached != self.acknowledged:
+            self.acknowledged = reached
+            self.spool.leadership.acknowledge(*reached)
+
+    def _succeeded(self, duration: float) -> None:
+        self.flushes += 1
+        self.failures_in_row = 0
+        self.next_try = 0.0
+        self.last_success, self.last_duration = time.time(), duration
+        self.report.ended("failing", "shipping works again")
+
+    def _failed(self, error: Exception, *, waited_for: bool) -> None:
+        self.failures += 1
+        self.failures_in_row += 1
+        self.last_error = str(error) if isinstance(error, RemoteLoggingError) else f"{type(error).__name__}: {error}"
+        cap = WAITED_FOR_CAP if waited_for else BACKOFF_CAP
+        # Full jitter: many machines that lost one store together must not come back together.
+        self.next_try = time.monotonic() + random.uniform(0, min(cap, BACKOFF * 2 ** (self.failures_in_row - 1)))  # noqa: S311
+        if isinstance(error, Unreachable):
+            self._window = max(SMALLEST_WINDOW, self._window // 4)
+        self.report.say("failing", f"{self.last_error}. Nothing is lost: it waits in {self.spool.directory} and is tried again")
+        for store in self._stores.values():
+            store.close()  # the next try starts from a fresh connection, and from fresh credentials
+        self._stores = {}
+        if self.failures_in_row >= YIELD_AFTER:
+            self._forget()
+            self.spool.leadership.give_up()

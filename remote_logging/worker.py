@@ -1,0 +1,252 @@
+"""The thread that ships one destination: when it starts, what it waits for, and how it ends.
+
+It starts with the first record, so that neither an import nor a constructor starts a thread, and imports what is heavy
+there. It is a daemon: the interpreter's exit waits for flushes (registry.py), not for threads. At exit no thread can be
+started (3.12 and later); where none runs by then, the caller's thread ships.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .appender import Appender
+from .errors import RemoteLoggingError
+from .location import Location
+from .report import Reporter, shipping
+from .spool import Spool
+
+if TYPE_CHECKING:
+    from .shipper import Shipper
+
+SIZE_CAUSE = 8 * 2**20  # bytes since the last flush that are worth one before its time
+SHARE = 10  # a timed flush may take one part in ten of the time
+URGENT_GAP = 1.0  # seconds between two flushes that records of flush_level cause
+POLL = 0.05  # seconds between two looks at what is not signalled
+
+
+def due(
+    *, asked: bool, ending: bool, urgent: bool, ended: float, duration: float, interval: float | None, next_try: float
+) -> float:
+    """When the next flush starts, on the clock of ``ended``. Pure.
+
+    On demand at once, also in a backoff; while the store fails, when the backoff is over; for a record of ``flush_level`` or
+    a large backlog a second after the last flush; else by the timer, stretched so that flushing takes a tenth of the time.
+    """
+    if asked:
+        return ended
+    if next_try:
+        return next_try
+    if ending:
+        return ended + POLL
+    times = [ended + max(URGENT_GAP, duration)] if urgent else []
+    if interval is not None:
+        times.append(ended + max(interval, SHARE * duration))
+    return min(times, default=float("inf"))
+
+
+class Owner(Protocol):
+    """What the worker asks of the engine that it works for."""
+
+    location: Location
+    root: str
+    spool: Spool
+    appender: Appender
+    report: Reporter
+    interval: float | None
+
+    def has_users(self) -> bool: ...
+    def may_end(self) -> bool: ...
+    def before_flush(self) -> None: ...
+    def after_flush(self) -> None: ...
+    def started(self) -> None: ...
+
+
+class Worker:
+    """Runs the shipper of one engine. A forked child makes a new one; nothing of this is shared with it."""
+
+    def __init__(self, owner: Owner) -> None:
+        self.owner = owner
+        self.shipper: Shipper | None = None
+        self.thread: threading.Thread | None = None
+        self.changed = threading.Condition()
+        self.waiting = 0  # threads that wait for a flush: back off less
+        self.importing = threading.Event()  # set while nothing is being imported; a fork waits for it
+        self.importing.set()
+        self._lock = threading.RLock()
+        self._starting = self._cannot_start = self._swept = self._urgent = False
+        self._pipe: tuple[int, int] | None = None
+        self._asked = self._served = 0
+        self._ended = time.monotonic()
+        self._size_mark = SIZE_CAUSE
+
+    def start(self) -> None:
+        with self._lock:
+            if self.thread is not None or self._cannot_start or self._starting:
+                return  # (starting: a signal handler that logs in the middle of this)
+            self._starting = True
+            thread = threading.Thread(target=self._run, name="remote_logging", daemon=True)
+            try:
+                self._pipe = os.pipe()
+                for fd in self._pipe:
+                    os.set_blocking(fd, False)
+                thread.start()
+            except (RuntimeError, OSError):  # the interpreter is going down, or the system has no more threads
+                self._cannot_start = True
+                return
+            finally:
+                self._starting = False
+            self.thread = thread
+        self.owner.started()
+
+    def accepted(self, *, urgent: bool) -> None:
+        """A record was accepted: start with the first one, and ship at once what is urgent or much."""
+        if self.thread is None:
+            self.start()
+        if (urgent or self.owner.appender.end > self._size_mark) and not self._urgent:
+            self._urgent = True
+            self._wake()
+
+    def ask(self) -> None:
+        """Ask for a flush and return at once."""
+        if self.thread is None:
+            self.start()
+        with self.changed:
+            self._asked += 1
+        self._wake()
+
+    def serve(self) -> None:
+        """One flush, on this thread."""
+        asked, self._urgent = self._asked, False
+        ending = self.thread is None or not self.owner.has_users()
+        try:
+            self.owner.before_flush()
+            if self.shipper is None:
+                self.shipper = self._make_shipper()
+            shipped = self.shipper.ship(final=ending, waited_for=ending or self.waiting > 0)
+            self.owner.after_flush()
+            if shipped and not self._swept:
+                self._swept = True
+                self._sweep()
+        except Exception as error:  # noqa: BLE001 - a defect of ours must not end the thread that ships (I5)
+            self.owner.report.say("defect", f"shipping failed ({type(error).__name__}: {error}); it is tried again")
+        self._size_mark = self.owner.appender.end + SIZE_CAUSE
+        self._ended = time.monotonic()
+        with self.changed:
+            self._served = asked
+            self.changed.notify_all()
+
+    def serve_until(self, deadline: float) -> None:
+        """Flush on this thread, again and again, until nothing is behind or the time is up."""
+        token = shipping.set(True)
+        try:
+            while True:
+                self.serve()
+                next_try = self.shipper.next_try if self.shipper else 0.0
+                pause = max(POLL, next_try - time.monotonic())
+                if not next_try or time.monotonic() + pause >= deadline:
+                    return
+                time.sleep(pause)
+        finally:
+            shipping.reset(token)
+
+    def forget_in_child(self) -> None:
+        """After a fork: close our copies of the parent's descriptors, and keep its connections from ever being closed here."""
+        if self.shipper is not None:
+            self.shipper.forget_in_child()
+        for fd in self._pipe or ():
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+    def _run(self) -> None:
+        shipping.set(True)
+        while True:
+            self._wait()
+            self.serve()
+            if not self.owner.has_users() and self.owner.may_end():
+                break
+        with self.changed:
+            self.changed.notify_all()
+
+    def _wait(self) -> None:
+        while (delay := self._due() - time.monotonic()) > 0:
+            poll = select.poll()
+            fifo = self.owner.spool.leadership.fifo
+            for fd in (self._pipe[0] if self._pipe else -1, fifo):
+                if fd >= 0:
+                    poll.register(fd, select.POLLIN)
+            for fd, _ in poll.poll(min(delay, 3600.0) * 1000):
+                with contextlib.suppress(OSError):
+                    os.read(fd, 4096)
+                if fd == fifo:  # another process asks
+                    with self.changed:
+                        self._asked += 1
+
+    def _due(self) -> float:
+        return due(
+            asked=self._asked > self._served,
+            ending=not self.owner.has_users(),
+            urgent=self._urgent,
+            ended=self._ended,
+            duration=self.shipper.last_duration if self.shipper else 0.0,
+            interval=self.owner.interval,
+            next_try=self.shipper.next_try if self.shipper else 0.0,
+        )
+
+    def _wake(self) -> None:
+        if self._pipe:
+            with contextlib.suppress(OSError):  # full: it is awake
+                os.write(self._pipe[1], b"\n")
+        if not self.owner.spool.leadership.held:
+            self.owner.spool.leadership.wake()
+
+    def _make_shipper(self) -> Shipper:
+        owner = self.owner
+        with self._import():
+            _import_executor()
+            from .shipper import Shipper
+            from .store import open_store
+
+        def connect(label: str | None) -> Any:
+            with self._import():  # the store's own library is imported here, at its first use
+                return open_store(owner.location.sibling(label) if label else owner.location)
+
+        return Shipper(owner.spool, owner.appender, connect, owner.report)
+
+    @contextlib.contextmanager
+    def _import(self) -> Any:
+        """A child forked in the middle of this would inherit half a module and hang: a fork waits for the end of it."""
+        self.importing.clear()
+        try:
+            yield
+        finally:
+            self.importing.set()
+
+    def _sweep(self) -> None:
+        """Ship what processes of the same template left in directories that nobody will name again."""
+        from .recovery import drain, leftovers
+
+        for directory in leftovers(self.owner.root, self.owner.location.template):
+            if directory != self.owner.spool.directory:
+                with contextlib.suppress(OSError, RemoteLoggingError):
+                    drain(directory, self.owner.location.options)
+
+
+def _import_executor() -> None:
+    """Import ``concurrent.futures.thread``, which fsspec and asyncio need, also while the interpreter goes down.
+
+    It registers a callback that joins its worker threads, which is refused by then; we never make such a worker.
+    """
+    try:
+        import concurrent.futures.thread
+    except RuntimeError:
+        register = threading._register_atexit  # type: ignore[attr-defined]
+        threading._register_atexit = lambda *_, **__: None  # type: ignore[attr-defined]
+        try:
+            import concurrent.futures.thread  # noqa: F401
+        finally:
+            threading._register_atexit = register  # type: ignore[attr-defined]
