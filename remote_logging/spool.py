@@ -7,7 +7,7 @@ Format (version 1)::
         lock                                     held (flock) for moments, by whoever lists-and-joins, renames or unlinks
         leader                                   held by the process that ships; holds its pid; released by its death
         wake                                     a FIFO that the leader listens to
-        acknowledged                             "<generation> <offset>": a hint for other processes, never believed by the leader
+        acknowledged                             "<generation> <offset>": a hint for other processes
         <generation>-<boot>.<state>.spool        the records, byte for byte as the object gets them
         *.damaged                                set aside and reported, never touched again
 

@@ -71,7 +71,7 @@ class Store:
 
 
 class FileStore(Store):
-    """Where a file can be opened for appending: local disks and memory. Unconditional: the size is looked at once it is open."""
+    """Where a file can be opened for appending: local disks and memory. Unconditional: the size is looked at once open."""
 
     def __init__(self, location: Location) -> None:
         super().__init__(location)
