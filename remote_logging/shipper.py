@@ -57,6 +57,7 @@ class Shipper:
         self._cursor: Cursor | None = None
         self._tidied = False
         self._conflicts = 0
+        self._connecting = 0.0
         self._window = WINDOW
         self._unended = -1  # size of the file when it was last seen to end in an unfinished record
         self.acknowledged = (0, 0)
@@ -77,7 +78,7 @@ class Shipper:
 
         ``final``: an unfinished record at the end is shipped too. ``waited_for``: somebody waits, so back off less.
         """
-        started = time.monotonic()
+        started, self._connecting = time.monotonic(), 0.0
         try:
             if not self.spool.leadership.take():
                 self._forget()
@@ -90,7 +91,7 @@ class Shipper:
                 if self.acknowledged >= goal:
                     break
             if shipped:
-                self._succeeded(time.monotonic() - started)
+                self._succeeded(time.monotonic() - started - self._connecting)
             return True
         except (RemoteLoggingError, OSError) as error:
             self._failed(error, waited_for=waited_for)
@@ -318,7 +319,9 @@ class Shipper:
     def _store(self, cursor: Cursor) -> Store:
         label = cursor.file.state.label
         if label not in self._stores:
+            started = time.monotonic()
             self._stores[label] = self._connect(label)
+            self._connecting += time.monotonic() - started  # once, so no measure of what the next flush will take
         return self._stores[label]
 
     def _publish(self, cursor: Cursor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import subprocess
@@ -57,6 +58,14 @@ def run_script(script: str, *arguments: object, check: bool = True, **environmen
     )
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+def record_logger(*handlers: logging.Handler) -> logging.Logger:
+    """A logger of its own, outside the hierarchy, that hands every record to ``handlers``."""
+    logger = logging.Logger("test")
+    for handler in handlers:
+        logger.addHandler(handler)
+    return logger
 
 
 def lines_of(prefix: str, count: int) -> bytes:
