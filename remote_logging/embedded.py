@@ -43,6 +43,7 @@ class EmbeddedS3:
             urllib.error.HTTPError: as the server answers.
         """
         headers = {"Authorization": "AWS4-HMAC-SHA256 Credential=testkey/20260101/us-east-1/s3/aws4_request, Signature=0"}
+        headers["Content-Type"] = "application/octet-stream"  # urllib would call it a form, and moto believe it
         request = urllib.request.Request(f"{self.endpoint}{path}", data, headers, method=method)  # noqa: S310 - our own server
         with urllib.request.urlopen(request) as reply:  # noqa: S310
             body: bytes = reply.read()
@@ -131,11 +132,14 @@ def _serve() -> None:
     import logging
 
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-    from werkzeug.serving import make_server
+    from werkzeug.serving import WSGIRequestHandler, make_server
+
+    class KeepAlive(WSGIRequestHandler):
+        protocol_version = "HTTP/1.1"  # as S3: connections stay open
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     application = _Counting(DomainDispatcherApplication(create_backend_app))
-    server = make_server("127.0.0.1", 0, application, threaded=True)
+    server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=KeepAlive)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     sys.stdout.write(f"{server.server_port}\n")
     sys.stdout.flush()

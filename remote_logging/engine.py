@@ -29,6 +29,7 @@ class Engines(Protocol):
 
     lock: threading.RLock
     engines: dict[str, Engine]
+    exit_started: float | None
 
     def started(self) -> None: ...
 
@@ -55,7 +56,6 @@ class Engine:
         self.spool = Spool.of(self.root, location, self.report)
         self.appender = Appender(self.spool, max_bytes=max_bytes, fsync=fsync, report=self.report)
         self.users = 0
-        self.exit_deadline: float | None = None
         self._fresh_state()
 
     def _fresh_state(self) -> None:
@@ -231,4 +231,5 @@ class Engine:
 
     def deadline(self, timeout: float | None) -> float:
         deadline = time.monotonic() + (self.close_timeout if timeout is None else timeout)
-        return deadline if self.exit_deadline is None else min(deadline, self.exit_deadline)
+        began = self.registry.exit_started
+        return deadline if began is None else min(deadline, began + self.close_timeout)

@@ -115,11 +115,15 @@ class RemoteHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Accept the record: when this returns it is in the spool (I1), or counted in ``stats().dropped_records``."""
         try:
-            engine = self._engine
-            if engine is None or self._template.varies_with_time:
-                engine = self._current(record)
             text = self.format(record) + self.terminator
-            engine.append(text.encode(self.encoding, self.errors), urgent=record.levelno >= self._urgent_from)
+            data, urgent = text.encode(self.encoding, self.errors), record.levelno >= self._urgent_from
+            engine = self._engine
+            if engine is not None and not self._template.varies_with_time:
+                engine.append(data, urgent=urgent)
+                return
+            self._current(record).append(data, urgent=urgent)
+            if engine is None and REGISTRY.exit_started is not None:
+                self.close()  # logging.shutdown has closed us, and nobody will do so once more: ship now
         except RecursionError:  # as the handlers of the standard library do, see bpo-36272
             raise
         except Exception:  # noqa: BLE001 - logging's own rule: handleError decides (I5)

@@ -20,6 +20,7 @@ class Registry:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.engines: dict[str, Engine] = {}
+        self.exit_started: float | None = None  # when the interpreter's exit began, on the monotonic clock
         self._forks_registered = False
         self._exit_registered_in = 0  # the process that has done so
         self._held_for_fork: list[threading.Lock] = []
@@ -58,9 +59,9 @@ class Registry:
 
     def at_exit(self) -> None:
         """Ship what is pending, all destinations at once, within ``close_timeout``; later waits share that time (I6)."""
+        self.exit_started = self.exit_started or time.monotonic()
         engines = list(self.engines.values())
         for engine in engines:
-            engine.exit_deadline = time.monotonic() + engine.close_timeout
             if engine.behind():
                 engine.worker.ask()
         for engine in engines:

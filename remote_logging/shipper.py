@@ -58,6 +58,7 @@ class Shipper:
         self._tidied = False
         self._conflicts = 0
         self._connecting = 0.0
+        self._sent = 0
         self._window = WINDOW
         self._unended = -1  # size of the file when it was last seen to end in an unfinished record
         self.acknowledged = (0, 0)
@@ -69,7 +70,7 @@ class Shipper:
 
     @property
     def sent(self) -> int:
-        return sum(store.sent for store in self._stores.values())
+        return self._sent + sum(store.sent for store in self._stores.values())
 
     # -- one flush ------------------------------------------------------------------------------------------------------
 
@@ -148,8 +149,7 @@ class Shipper:
     def close(self) -> None:
         """Close connections and descriptors and let another process lead."""
         self._forget()
-        for store in self._stores.values():
-            store.close()
+        self._disconnect()
         self.spool.leadership.give_up()
 
     def forget_in_child(self) -> None:
@@ -285,8 +285,8 @@ class Shipper:
         data = cursor.read(cursor.acked, min(size, cursor.acked + self._window))
         whole = data.rfind(end_mark) + 1
         generation, accepted = self.appender.position()
-        if generation == cursor.file.generation:
-            whole = max(whole, min(len(data), accepted - cursor.acked))  # a record without any terminator is whole too
+        if generation == cursor.file.generation and accepted - cursor.acked <= len(data):
+            whole = max(whole, accepted - cursor.acked)  # a record without any terminator is whole too
         if whole <= 0 and len(data) < self._window:
             if not final and self._unended != size:
                 self._unended = size
@@ -324,6 +324,12 @@ class Shipper:
             self._connecting += time.monotonic() - started  # once, so no measure of what the next flush will take
         return self._stores[label]
 
+    def _disconnect(self) -> None:
+        self._sent += sum(store.sent for store in self._stores.values())
+        for store in self._stores.values():
+            store.close()
+        self._stores = {}
+
     def _publish(self, cursor: Cursor) -> None:
         reached = (cursor.file.generation, cursor.acked)
         if reached != self.acknowledged:
@@ -347,9 +353,7 @@ class Shipper:
         if isinstance(error, Unreachable):
             self._window = max(SMALLEST_WINDOW, self._window // 4)
         self.report.say("failing", f"{self.last_error}. Nothing is lost: it waits in {self.spool.directory} and is tried again")
-        for store in self._stores.values():
-            store.close()  # the next try starts from a fresh connection, and from fresh credentials
-        self._stores = {}
+        self._disconnect()  # the next try starts from a fresh connection, and from fresh credentials
         if self.failures_in_row >= YIELD_AFTER:
             self._forget()
             self.spool.leadership.give_up()

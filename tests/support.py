@@ -34,7 +34,7 @@ class Bucket:
     def delete(self, key: str = "run/training.log") -> None:
         self.server.request("DELETE", f"/{self.name}/{key}")
 
-    def keys(self) -> list[str]:
+    def list(self) -> list[str]:
         return re.findall(r"<Key>(.*?)</Key>", self.server.request("GET", f"/{self.name}?list-type=2").decode())
 
 
@@ -46,7 +46,7 @@ def wait_for(condition: Callable[[], object], timeout: float = 30.0) -> None:
         time.sleep(0.01)
 
 
-def run_script(script: str, *arguments: object, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_script(script: str, *arguments: object, check: Any = True, **environment: Any) -> subprocess.CompletedProcess[str]:
     """Run Python source in a process of its own; its output is captured."""
     done = subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)],
