@@ -1,17 +1,19 @@
 """What one log record costs the thread that logs it, beside peers, and what that thread notices of uploads.
 
 All candidates log the same lines of about 100 bytes, with the stock ``logging.Formatter`` (loguru with its own), in short
-rounds that take turns, so that whatever else the machine does hits all of them. What a candidate does in the background is
-done to its end after each round, and not timed. ``logging.FileHandler`` is the reference in every table: "x File" is the
-median, over all rounds, of the ratio to its result in the same round; of percentiles, which are taken over all rounds, it is
-the plain ratio. 1.00 is as good as a local file, less is better.
+rounds that take turns, so that whatever else the machine does hits all of them. What a candidate leaves for the background
+is done to its end after each round, and not timed: a queue that grows for ever would look no worse than here.
+``logging.FileHandler`` is the reference in every table: "x File" is the median, over all rounds, of the ratio to its result
+in the same round; of percentiles, which are taken over all rounds, it is the plain ratio. 1.00 is as good as a local file,
+less is better.
 
 1. One thread, and eight threads at once (wall time per record).
 2. Single records: the slowest in a thousand (p99.9).
 3. The same while S3 uploads of 100 KB and more run back to back in the background: through the very handler that is
    measured, and through another one beside a ``FileHandler``. Both wait for an interpreter lock that the uploads hold.
 4. ``dictConfig`` and the first record in a fresh interpreter.
-5. Memory and losses over a million records while the store cannot be reached (Linux only).
+5. Memory and losses over a million records while the store cannot be reached (Linux only), from when it has failed for a
+   while: what it takes to import the store's library and to connect anew is not counted.
 
 Shipping goes to the embedded S3 server on this machine; watchtower's CloudWatch client is a stub that takes no time.
 """
@@ -68,7 +70,7 @@ class Size(NamedTuple):
     backlog: int
 
 
-FULL = Size(rounds=41, records=2_000, single_rounds=21, singles=10_000, starts=15, backlog=1_000_000)
+FULL = Size(rounds=31, records=2_000, single_rounds=16, singles=10_000, starts=15, backlog=1_000_000)
 QUICK = Size(rounds=7, records=800, single_rounds=3, singles=2_000, starts=3, backlog=50_000)
 
 
@@ -261,6 +263,8 @@ def uploading(handler: RemoteHandler) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+    if handler.stats().failures:
+        raise RuntimeError(f"the uploads failed: {handler.stats().last_error}")
 
 
 def during_uploads(server: EmbeddedS3, folder: str, size: Size) -> dict[str, list[list[float]]]:
@@ -322,12 +326,13 @@ def memory():
     return [int(status[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM")]
 
 log(10_000)
-fail_once_more()  # everything is imported
+for _ in range(20):
+    fail_once_more()
 with open("/proc/self/clear_refs", "w") as file:
     file.write("5")  # sets the peak back to the present
 before, _ = memory()
 log(records)
-fail_once_more()  # with all of it waiting
+fail_once_more()
 after, peak = memory()
 print(json.dumps([after - before, peak - before, handler.stats().accepted_records]), flush=True)
 os._exit(0)  # there is no store to ship to
@@ -380,7 +385,7 @@ def backlog(folder: str, records: int) -> dict[str, float]:
             kept += sum(1 for _ in file)
     results = {"growth_mb": growth, "peak_mb": peak, "accepted": accepted, "lost": accepted - kept}
     show(
-        f"{records:,} records (after 10,000 to warm up), store unreachable",
+        f"5. {records:,} records while the store cannot be reached (and 10,000 before, to warm up)",
         ("", "RSS growth MB", "peak MB", "accepted", "not in the spool"),
         [["RemoteHandler", f"{growth:.1f}", f"{peak:.1f}", f"{accepted:,}", f"{accepted - kept:,}"]],
     )

@@ -88,7 +88,7 @@ def whole_file(server: EmbeddedS3, folder: str) -> Iterator[Way]:
 
 
 @contextmanager
-def append(server: EmbeddedS3, folder: str) -> Iterator[Way]:
+def append(server: EmbeddedS3, _folder: str) -> Iterator[Way]:
     filesystem = s3fs.S3FileSystem(**server.storage_options, skip_instance_cache=True)
     waiting: list[str] = []
 

@@ -26,6 +26,10 @@ MAX_WRITE = 0x7FFF_F000  # what Linux transfers in one write(2); see its NOTES
 LOOK_AGAIN = 0.2  # seconds between two looks whether a full spool has room
 
 
+class Left(Exception):
+    """The appender has left the spool: the caller attaches again, and gives it the record."""
+
+
 class Appender:
     """Accepts records into the newest generation of a spool.
 
@@ -44,6 +48,7 @@ class Appender:
     def _after_fork_state(self) -> None:
         self._lock = threading.RLock()
         self.end = -1  # where our last write ended; unknown at first, so that the first write looks behind itself
+        self._size = 0  # of the file, as we last saw it
         self._writes = 0
         self._limit = 0
         self._looked = 0.0
@@ -100,14 +105,10 @@ class Appender:
         inherited = self._fd
         if inherited < 0:
             return
-        for _ in range(50):  # the parent's shipper may rename the file between our look and our open
-            with contextlib.suppress(OSError):
-                file = self.file()
-                if file is not None:
-                    self._fd = self._open(file)
-                    os.close(inherited)
-                    break
-        self._look()
+        # The newest file, under ``structure``: the parent may just be giving up the one that we inherited (renew).
+        with contextlib.suppress(OSError, SpoolError):
+            self.join()
+            os.close(inherited)
 
     def file(self) -> SpoolFile | None:
         """The generation that we append to, under the name it has now."""
@@ -130,7 +131,7 @@ class Appender:
                 fresh = self.spool.create(State.unplaced(label=file.state.label))
                 new, swapped = self._open(fresh), False
                 with self._lock:
-                    if os.lseek(self._fd, 0, os.SEEK_END) == size:
+                    if os.fstat(self._fd).st_size == size:
                         new, self._fd, swapped = self._fd, new, True
                         self.generation, self.end = fresh.generation, -1
                 os.close(new)
@@ -149,8 +150,14 @@ class Appender:
     # -- accepting ------------------------------------------------------------------------------------------------------
 
     def append(self, data: bytes) -> bool:
-        """Accept one record (I1), or count it as dropped: the spool is full (I8), the disk is, or it exceeds 2 GiB."""
+        """Accept one record (I1), or count it as dropped: the spool is full (I8), the disk is, or it exceeds 2 GiB.
+
+        Raises:
+            Left: this appender has left the spool meanwhile; nothing was counted.
+        """
         with self._lock:
+            if self._fd < 0:
+                raise Left
             if self._missed_records:
                 self._mark()
             accepted = self._fits(len(data)) and self._write(data)
@@ -170,14 +177,10 @@ class Appender:
         return accepted
 
     def position(self) -> tuple[int, int]:
-        """(generation, offset) at which the last record of this process ends; offset -1 if it wrote none."""
+        """(generation, offset) at which the last record of this process ends; offset 0 if it wrote none."""
         with self._lock:
-            return self.generation, self.end
-
-    def end_of_spool(self) -> tuple[int, int]:
-        """(generation, offset) at which the newest generation ends now, whoever wrote to it."""
-        with self._lock:
-            return self.generation, os.lseek(self._fd, 0, os.SEEK_END) if self._fd >= 0 else -1
+            # The kernel's word: a signal handler that logs in the middle of a write may leave ours behind.
+            return self.generation, os.lseek(self._fd, 0, os.SEEK_CUR) if self._fd >= 0 else 0
 
     def mark_drops(self) -> None:
         """Write the line that says how many records were dropped, if any were and there is room again (I8)."""
@@ -186,16 +189,21 @@ class Appender:
                 self._looked = 0.0
                 self._mark()
 
-    def end_fragment(self) -> None:
+    def end_fragment(self) -> bool:
         """End a fragment at the file's end by a terminator. Behind a live writer's record this is an empty line."""
         with self._lock, contextlib.suppress(OSError):
             os.write(self._fd, self.terminator or b"\n")
             self.end = os.lseek(self._fd, 0, os.SEEK_CUR)
+            return True
+        return False
 
     def _mark(self) -> None:
         records, size = self._missed_records, self._missed_bytes
         if self.marker is not None:
-            data = self.marker(records, size)
+            try:
+                data = self.marker(records, size)
+            except Exception:  # noqa: BLE001 - a formatter that wants what a filter sets: no reason to drop the next record (I5)
+                data = b"%d records (%d bytes) were dropped here: the spool was full" % (records, size) + self.terminator
             if not (self._fits(len(data)) and self._write(data)):
                 return
         self._missed_records -= records
@@ -213,7 +221,7 @@ class Appender:
         alone = self._writes == ticket
         if alone and end - written != self.end:
             self._look_behind(end - written)
-        self.end = end
+        self.end = self._size = end
         if written == len(data):
             return True
         if alone:
@@ -236,13 +244,13 @@ class Appender:
                     os.close(fd)
 
     def _fits(self, size: int) -> bool:
-        if self.end + size <= self._limit:
+        if self._size + size <= self._limit:
             return size <= MAX_WRITE
         now = time.monotonic()
         if now - self._looked >= LOOK_AGAIN:
             self._looked = now
             self._look()
-        fits = max(self.end, 0) + size <= self._limit and size <= MAX_WRITE
+        fits = self._size + size <= self._limit and size <= MAX_WRITE
         if not fits:
             self.report.say(
                 "full",
@@ -253,7 +261,8 @@ class Appender:
 
     def _look(self) -> None:
         with contextlib.suppress(OSError):
-            self._limit = os.lseek(self._fd, 0, os.SEEK_END) + self.max_bytes - self.spool.held()
+            self._size = os.fstat(self._fd).st_size
+            self._limit = self._size + self.max_bytes - self.spool.held()
 
     def _refused(self, error: OSError) -> None:
         self.report.say(

@@ -93,7 +93,7 @@ def _recover(given: argparse.Namespace) -> int:
         if row["known"]:
             # disable=None: a bar on a terminal, nothing elsewhere.
             with tqdm(total=pending, unit="B", unit_scale=True, desc=destination, disable=None, leave=False) as bar:
-                why = drain(directory, given.storage_options, bar.update)
+                why = drain(directory, given.storage_options, progress=bar.update)
         problems = ([why] if why else []) + row["problems"]
         left += bool(problems)
         print(f"{destination}: " + ("; ".join(problems) if problems else f"all is shipped ({pending:,} bytes were pending)"))

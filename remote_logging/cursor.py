@@ -9,6 +9,7 @@ import ctypes
 import os
 import sys
 
+from .errors import Conflict
 from .spool import SpoolFile
 from .store import Head, Store
 
@@ -63,6 +64,8 @@ class Cursor:
             offset = state.file + start - state.remote
             mine = self.read(offset, min(offset + CHUNK, size))
             theirs = store.read(start, min(start + CHUNK, head.size), head)
+            if not theirs:
+                raise Conflict("the object became shorter while it was compared", url=store.location.url, operation="read")
             if not mine or mine[: len(theirs)] != theirs:
                 same = (position for position, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b)
                 return start + next(same, min(len(mine), len(theirs)))

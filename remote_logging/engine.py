@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .stats import Stats
 
 ASK_AGAIN = 1.0  # seconds after which a follower's flush wakes the leader once more; it may be another one by now
-JOIN = 5.0  # seconds that closing waits for the thread to end, when everything is shipped
+LEAST_JOIN = 0.5  # seconds that closing waits for the thread to end at least, when everything of ours is shipped
 
 
 class Engines(Protocol):
@@ -60,7 +60,7 @@ class Engine:
 
     def _fresh_state(self) -> None:
         self.worker = Worker(self)
-        self._gave_up: tuple[int, int] | None = None
+        self._final: tuple[int, int] | None = None  # what was reached when this engine ended
         # (position, records accepted, time) of a moment: once the position is acknowledged, so are the records.
         self._checkpoint: tuple[tuple[int, int], int, float] | None = None
         self._shipped_records = 0
@@ -76,16 +76,16 @@ class Engine:
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until all that was accepted before is in the store; False when the time is up (I6)."""
         deadline = self.deadline(timeout)
-        target = self._target()
+        target = self.appender.position()
         if target[1] <= 0 or self._reached() >= target:
             return True
-        if timeout is None and target == self._gave_up:
-            return False  # logging.shutdown flushes, then closes: one of both waits
         worker = self.worker
         worker.ask()
         if worker.thread is None:
             worker.serve_until(deadline)
             return self._reached() >= target
+        if worker.thread is threading.current_thread():
+            return False  # a finalizer that the garbage collector runs there: it cannot wait for itself
         again = time.monotonic() + ASK_AGAIN
         with worker.changed:
             worker.waiting += 1
@@ -93,7 +93,6 @@ class Engine:
                 while self._reached() < target:
                     now = time.monotonic()
                     if now >= deadline:
-                        self._gave_up = target
                         return False
                     follower = not self.spool.leadership.held
                     if follower and now >= again:
@@ -106,7 +105,7 @@ class Engine:
 
     def behind(self) -> bool:
         """Whether anything that was accepted is not known to be in the store."""
-        target = self._target()
+        target = self.appender.position()
         return target[1] > 0 and self._reached() < target
 
     def stats(self) -> Stats:
@@ -145,38 +144,39 @@ class Engine:
         if not wait:
             self.worker.ask()  # the thread drains, and ends by itself
             return
-        shipped = self.flush()
-        thread = self.worker.thread
-        if thread is not None:
-            self.worker.ask()
-            if shipped:
-                thread.join(min(JOIN, max(0.5, self.deadline(None) - time.monotonic())))
-        else:
+        deadline = self.deadline(None)
+        shipped, thread = self.flush(), self.worker.thread
+        if thread is None:
             token = shipping.set(True)
             try:
                 if shipped and self.worker.shipper is None and self.spool.held():
-                    self.worker.serve()  # one try for what other processes left; this one wrote nothing
+                    self.worker.serve(until=deadline)  # one try for what other processes left; this one wrote nothing
                 self.may_end()
             finally:
                 shipping.reset(token)
+        else:
+            self.worker.ask()
+            if shipped and thread is not threading.current_thread():
+                thread.join(max(LEAST_JOIN, deadline - time.monotonic()))
         if not shipped:
             self.say_left()
 
     def may_end(self) -> bool:
         """Leave the spool, if this process has nothing left to ship and nobody has attached meanwhile."""
         with self.registry.lock:
-            shipper = self.worker.shipper
             # On the worker's thread there is time; on a caller's, which has waited, what is left stays in the spool.
             if self.users > 0 or (self.worker.thread is not None and self.behind()):
                 return False
+            self._final = self._reached()
             self.appender.leave()
-            if shipper is not None:
-                shipper.settle()
-                shipper.close()
-            else:
-                self.spool.settle_empty()
             self.registry.engines.pop(self.spool.directory, None)
-            return True
+        # Outside the lock: whoever holds logging's lock may wait for ours, and a library that closes may wait for logging's.
+        if self.worker.shipper is not None:
+            self.worker.shipper.settle()
+            self.worker.shipper.close()
+        else:
+            self.spool.settle_empty()
+        return True
 
     def say_left(self) -> None:
         root = f" --spool-dir {self.root}" if self.root_given else ""
@@ -188,10 +188,9 @@ class Engine:
 
     def after_fork_in_child(self) -> None:
         """A membership and a worker of this process's own; then the inherited descriptors are closed, not unlocked."""
-        self.spool.mutex = threading.Lock()
+        self.spool.leadership.forget_in_child()
         self.appender.rejoin_in_child()
         self.worker.forget_in_child()
-        self.spool.leadership.forget()
         self._fresh_state()
 
     # -- what the worker asks -------------------------------------------------------------------------------------------
@@ -217,14 +216,10 @@ class Engine:
 
     # -- small things ---------------------------------------------------------------------------------------------------
 
-    def _target(self) -> tuple[int, int]:
-        """The position that has to be acknowledged for everything of now to be shipped."""
-        if self.spool.leadership.held:
-            return self.appender.end_of_spool()
-        return self.appender.position()
-
     def _reached(self) -> tuple[int, int]:
         """The position below which the store is known to have everything."""
+        if self._final is not None:
+            return self._final
         if self.worker.shipper is not None and self.spool.leadership.held:
             return self.worker.shipper.acknowledged
         return self.spool.leadership.acknowledged()

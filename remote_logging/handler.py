@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import logging
 import os
 import re
+import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from .appender import Left
 from .engine import Engine
-from .errors import ConfigurationError
-from .location import Template
+from .errors import ConfigurationError, RemoteLoggingError
+from .location import BOOLEANS, Template
 from .registry import REGISTRY, held_by_logging
 from .report import shipping
 
@@ -81,7 +84,7 @@ class RemoteHandler(logging.Handler):
         if self.mode not in ("a", "w"):
             raise ConfigurationError(f"mode is {self.mode!r}", hint="Give 'a' (continue the object) or 'w' (replace it)")
         self.encoding = _codec(_default("encoding", encoding, "utf-8"))
-        self.errors = _default("errors", errors, None) or "backslashreplace"
+        self.errors = _error_handler(_default("errors", errors, None) or "backslashreplace")
         flush_level = _default("flush_level", flush_level, "ERROR")
         self.flush_level = None if flush_level is None else _level("flush_level", flush_level)
         self._urgent_from: float = float("inf") if self.flush_level is None else self.flush_level
@@ -96,6 +99,7 @@ class RemoteHandler(logging.Handler):
             "fsync": _boolean("fsync", _default("fsync", fsync, False)),
         }
         self._second = 0
+        self._attaching = threading.RLock()
         self._attach(None, replace=self.mode == "w")
 
     # -- logging.Handler --------------------------------------------------------------------------------------------------
@@ -118,10 +122,13 @@ class RemoteHandler(logging.Handler):
             text = self.format(record) + self.terminator
             data, urgent = text.encode(self.encoding, self.errors), record.levelno >= self._urgent_from
             engine = self._engine
-            if engine is not None and not self._template.varies_with_time:
-                engine.append(data, urgent=urgent)
-                return
-            self._current(record).append(data, urgent=urgent)
+            if engine is not None and not self._template.varies_with_time and self.terminator is self._terminator:
+                try:
+                    engine.append(data, urgent=urgent)
+                    return
+                except Left:  # closed by another thread since we looked
+                    engine = None
+            self._append(record, data, urgent=urgent)
             if engine is None and REGISTRY.exit_started is not None:
                 self.close()  # logging.shutdown has closed us, and nobody will do so once more: ship now
         except RecursionError:  # as the handlers of the standard library do, see bpo-36272
@@ -153,7 +160,8 @@ class RemoteHandler(logging.Handler):
 
     def stats(self) -> Stats:
         """What was accepted, shipped, dropped and is pending; see ``Stats``."""
-        return (self._engine or self._attach(None, replace=False)).stats()
+        engine = self._engine or self._last
+        return engine.stats()
 
     def close(self) -> None:
         """Ship what is pending, waiting ``close_timeout`` at most, and let go of the spool.
@@ -161,7 +169,8 @@ class RemoteHandler(logging.Handler):
         What could not be shipped stays in the spool, and one line on stderr names the command that ships it. Idempotent.
         A record that is logged later opens the handler again, as with ``FileHandler``.
         """
-        engine, self._engine = self._engine, None
+        with self._attaching:
+            engine, self._engine = self._engine, None
         if engine is not None:
             engine.release(wait=not held_by_logging())
         super().close()
@@ -175,22 +184,42 @@ class RemoteHandler(logging.Handler):
 
     def _attach(self, now: float | None, *, replace: bool) -> Engine:
         engine = REGISTRY.attach(self._template.resolve(now), self._root, replace=replace, **self._limits)
-        engine.appender.terminator = self.terminator.encode(self.encoding, self.errors)
         if engine.appender.marker is None:
             engine.appender.marker = self._marker
-        self._engine = engine
+        self._engine = self._last = engine
+        self._set_terminator(engine)
         return engine
+
+    def _set_terminator(self, engine: Engine) -> None:
+        self._terminator = self.terminator
+        engine.appender.terminator = self._terminator.encode(self.encoding, self.errors)
+
+    def _append(self, record: logging.LogRecord, data: bytes, *, urgent: bool) -> None:
+        """The way of a record for which the engine may have to change."""
+        with self._attaching:
+            while True:
+                engine = self._current(record)
+                if self.terminator is not self._terminator:
+                    self._set_terminator(engine)
+                try:
+                    return engine.append(data, urgent=urgent)
+                except Left:  # another handler of this URL was the last one of it, a moment ago
+                    self._engine = None
 
     def _current(self, record: logging.LogRecord) -> Engine:
         """The engine for this record: opened again after ``close``, and another one when a time field has changed."""
         engine = self._engine
         if engine is None:
             return self._attach(record.created, replace=False)
-        if int(record.created) != self._second:
-            self._second = int(record.created)
+        if self._template.varies_with_time and int(record.created) != self._second:
             if self._template.resolve(record.created).path != engine.location.path:
-                self._attach(record.created, replace=False)
+                try:
+                    self._attach(record.created, replace=False)
+                except (OSError, RemoteLoggingError) as error:
+                    engine.report.say("rollover", f"the next object has no spool yet ({error}); records still go to this one")
+                    return engine
                 engine.release(wait=False)  # it drains in its own thread
+            self._second = int(record.created)
         return self._engine or engine
 
     def _marker(self, records: int, size: int) -> bytes:
@@ -246,8 +275,7 @@ def _level(name: str, value: Any) -> int:
 
 
 def _boolean(name: str, value: Any) -> bool:
-    known: Mapping[str, bool] = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "none": False}
-    result = known.get(str(value).strip().lower())
+    result = False if value is None else BOOLEANS.get(str(value).strip().lower())
     if result is None:
         raise ConfigurationError(f"{name} is {value!r}", hint="Give true or false")
     return result
@@ -258,6 +286,14 @@ def _codec(name: str) -> str:
         "".encode(name)
     except (LookupError, TypeError):
         raise ConfigurationError(f"encoding {name!r} is unknown", hint="Give a codec's name, such as 'utf-8'") from None
+    return name
+
+
+def _error_handler(name: str) -> str:
+    try:
+        codecs.lookup_error(name)
+    except (LookupError, TypeError):
+        raise ConfigurationError(f"errors {name!r} is unknown", hint="Give a name such as 'backslashreplace'") from None
     return name
 
 

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import threading
 
 
 def try_lock(fd: int, operation: int) -> bool:
@@ -29,6 +30,7 @@ class Leadership:
     def __init__(self, directory: str) -> None:
         self.directory = directory
         self._fd = self.fifo = -1
+        self.mutex = threading.Lock()  # a fork waits for it, so that a child knows every descriptor that holds a lock
 
     @property
     def held(self) -> bool:
@@ -36,15 +38,18 @@ class Leadership:
 
     def take(self) -> bool:
         """Become the leader where nobody is; whether this process is it."""
-        if self.held:
-            return True
+        with self.mutex:
+            return self.held or self._take()
+
+    def _take(self) -> bool:
         fd = os.open(os.path.join(self.directory, "leader"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         if not try_lock(fd, fcntl.LOCK_EX):
             os.close(fd)
             return False
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
-        self._fd = fd
+        self._fd = fd  # at once: whatever fails from here on, the lock is ours
+        with contextlib.suppress(OSError):  # a full disk: the pid is there for people
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, b"%d\n" % os.getpid(), 0)
         wake = os.path.join(self.directory, "wake")
         with contextlib.suppress(OSError):  # a file system without FIFOs: other processes then wait for the timer
             with contextlib.suppress(FileExistsError):
@@ -55,17 +60,21 @@ class Leadership:
 
     def give_up(self) -> None:
         """Let another process lead."""
-        fd = self._fd
-        if fd >= 0:
-            fcntl.flock(fd, fcntl.LOCK_UN)
-        self.forget()
+        with self.mutex:
+            if self._fd >= 0:
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
+            self._close()
 
-    def forget(self) -> None:
-        """Close the descriptors without unlocking: in a forked child they are the parent's, which still leads."""
-        for fd in (self._fd, self.fifo):
+    def forget_in_child(self) -> None:
+        """Close the descriptors without unlocking: they are the parent's, which still leads."""
+        self.mutex = threading.Lock()
+        self._close()
+
+    def _close(self) -> None:
+        fds, self._fd, self.fifo = (self._fd, self.fifo), -1, -1
+        for fd in fds:
             if fd >= 0:
                 os.close(fd)
-        self._fd = self.fifo = -1
 
     def pid(self) -> int | None:
         """The process that leads, or led last."""
@@ -87,13 +96,17 @@ class Leadership:
         with contextlib.suppress(OSError):  # a hint: a full disk must not stop the shipper
             fd = os.open(os.path.join(self.directory, "acknowledged"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                os.pwrite(fd, b"%020d %020d\n" % (generation, offset), 0)
+                # Twice, as a read may see half of a write: an offset made of two would be a lie.
+                os.pwrite(fd, b"%020d %020d\n" % (generation, offset) * 2, 0)
             finally:
                 os.close(fd)
 
     def acknowledged(self) -> tuple[int, int]:
         """(generation, offset) below which the store has everything, as far as a leader has said. Never believed by one."""
-        with contextlib.suppress(OSError, ValueError), open(os.path.join(self.directory, "acknowledged"), "rb") as file:
-            generation, offset = file.read().split()
-            return int(generation), int(offset)
+        path = os.path.join(self.directory, "acknowledged")
+        for _ in range(10):
+            with contextlib.suppress(OSError, ValueError), open(path, "rb") as file:
+                generation, offset, again, once_more = file.read().split()
+                if (generation, offset) == (again, once_more):
+                    return int(generation), int(offset)
         return 0, 0

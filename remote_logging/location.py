@@ -126,19 +126,19 @@ class Template:
     """
 
     def __init__(self, url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> None:
-        self.given = os.fspath(url)
+        self.given = os.fspath(url) if isinstance(url, os.PathLike) else url
         if not isinstance(self.given, str) or not self.given.strip():
             raise ConfigurationError(
                 f"the url is {url!r}", hint="Give a string such as 's3://bucket/run/training.log' or a local path"
             )
         scheme, separator, rest = self.given.partition("://")
         if not separator:
-            scheme, rest, query = "file", os.path.abspath(os.path.expanduser(self.given)), ""
+            scheme, rest, query = "file", _local(self.given), ""
         else:
             rest, _, query = rest.partition("?")
         self.protocol = self._protocol(scheme.lower())
         if self.protocol == "file" and separator:
-            rest = os.path.abspath(os.path.expanduser(rest))
+            rest = _local(rest)
         self.path = self._path(rest)
         self.fields = self._fields(self.path)
         if storage_options is not None and not isinstance(storage_options, Mapping):
@@ -157,9 +157,17 @@ class Template:
 
     def _error(self, reason: str, hint: str) -> ConfigurationError:
         # The given URL may hold a password or a key; what is shown is cut before its query and after its userinfo.
-        shown = self.given.partition("?")[0]
-        scheme, separator, rest = shown.partition("://")
-        return ConfigurationError(reason, url=scheme + separator + rest.rpartition("@")[2] if separator else shown, hint=hint)
+        scheme, separator, rest = str(self.given).partition("://")
+        if separator:
+            rest = rest.partition("?")[0][len(self._userinfo(rest)) :]
+        return ConfigurationError(reason, url=scheme + separator + rest, hint=hint)
+
+    @staticmethod
+    def _userinfo(rest: str) -> str:
+        """Credentials before an @, also where a secret holds a slash; a user alone is none, but for buckets."""
+        userinfo = rest.rpartition("@")[0]
+        name, colon, _ = userinfo.partition(":")
+        return userinfo + "@" if userinfo and "/" not in name and (colon or "/" not in userinfo) else ""
 
     def _protocol(self, scheme: str) -> str:
         if scheme == "adl":
@@ -172,16 +180,15 @@ class Template:
                 f"unknown protocol {scheme!r}", f"Known: {', '.join(name + '://' for name in PROTOCOLS)} and local paths"
             )
         protocol = PROTOCOLS[scheme][0]
+        if protocol not in SUPPORTED:
+            raise self._error(f"{scheme}:// is not supported by this version", "Use s3:// or a local path")
         needed = missing_extra(protocol)
         if needed:
             raise self._error(f"{scheme}:// needs a package that is not installed", f"Install it: {needed}")
-        if protocol not in SUPPORTED:
-            raise self._error(f"{scheme}:// is not supported by this version", "Use s3:// or a local path")
         return protocol
 
     def _path(self, rest: str) -> str:
-        authority = rest.partition("/")[0]
-        if "@" in authority and (self.protocol in ("s3", "gs") or ":" in authority.rpartition("@")[0]):
+        if self._userinfo(rest):
             raise self._error(
                 "credentials in a url end up in logs and process lists",
                 "Give them by environment variable, profile or storage_options",
@@ -237,7 +244,7 @@ class Template:
                 )
             kind, path = known[name]
             try:
-                converted = _BOOLEANS[value.lower()] if kind is bool else kind(value)
+                converted = BOOLEANS[value.lower()] if kind is bool else kind(value)
             except (KeyError, ValueError):
                 raise self._error(f"{name}={value!r} is no {kind.__name__}", "Write true, false or a number") from None
             options = merge(options, _nested(path, converted))
@@ -291,13 +298,18 @@ FIELDS = {
     "local_rank": lambda: _first("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK"),
     "run": run_name,
 }
-_BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
 
 def _render(field: str, spec: str, now: float | None) -> str:
     if field == "time":
         return time.strftime(spec, time.localtime(now))
     return FIELDS[field]().replace("/", "-") if field else ""
+
+
+def _local(path: str) -> str:
+    # abspath() takes the slash off that tells a folder
+    return os.path.abspath(os.path.expanduser(path)) + ("/" if path.endswith("/") else "")
 
 
 def _nested(path: tuple[str, ...], value: object) -> Options:

@@ -52,19 +52,27 @@ def open_spool(directory: str, storage_options: dict[str, Any] | None = None) ->
 
 
 def drain(
-    directory: str, storage_options: dict[str, Any] | None = None, progress: Callable[[int], object] = lambda _: None
+    directory: str,
+    storage_options: dict[str, Any] | None = None,
+    *,
+    progress: Callable[[int], object] = lambda _: None,
+    go_on: Callable[[], bool] = lambda: True,
 ) -> str | None:
     """Ship a spool directory whose owners are all dead, on this thread. ``None`` when nothing is left in it, else why.
 
-    ``progress`` is called with the number of bytes that each step has shipped.
+    ``progress`` is called with the number of bytes that each step has shipped; ``go_on`` is asked before each.
 
     Raises:
         OSError, RemoteLoggingError: the directory cannot be read.
     """
     spool = open_spool(directory, storage_options)
     with spool.structure():
-        if any(spool.occupied(file) for file in spool.files()):
+        files = spool.files()
+        if any(spool.occupied(file) for file in files):
             return "its owner is alive, and ships it"
+    if not files:
+        spool.settle_empty()
+        return None
     location = spool.location
     appender = Appender(spool, max_bytes=2**62, fsync=False, report=spool.report)
     appender.join()
@@ -72,7 +80,7 @@ def drain(
     token = shipping.set(True)
     left = spool.held()
     try:
-        while shipper.step(final=True):
+        while go_on() and shipper.step(final=True):
             progress(left - (left := spool.pending(shipper.acknowledged)))
         return None if spool.leadership.held else "another process is shipping it"
     except (OSError, RemoteLoggingError) as error:

@@ -13,6 +13,8 @@ from typing import Any
 from .engine import Engine
 from .location import Location
 
+FORK_WAIT = 10.0  # seconds that a fork waits for an import or a rename of ours
+
 
 class Registry:
     """The engines of this process by spool directory."""
@@ -71,10 +73,12 @@ class Registry:
     def _before_fork(self) -> None:
         # Bounded: a child of a parent that imports for longer is no worse off than without us (I6).
         for engine in list(self.engines.values()):
+            locks = [engine.spool.leadership.mutex]
             if threading.current_thread() is not engine.worker.thread:
-                engine.worker.importing.wait(10.0)
-            if engine.spool.mutex.acquire(timeout=1.0):
-                self._held_for_fork.append(engine.spool.mutex)
+                locks.append(engine.worker.importing)
+            for lock in locks:
+                if lock.acquire(timeout=FORK_WAIT):
+                    self._held_for_fork.append(lock)
 
     def _after_fork(self) -> None:
         while self._held_for_fork:

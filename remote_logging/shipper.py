@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import os
 import random
+import re
 import time
 from collections.abc import Callable
 
@@ -59,6 +60,7 @@ class Shipper:
         self._conflicts = 0
         self._connecting = 0.0
         self._sent = 0
+        self._until: float | None = None
         self._window = WINDOW
         self._unended = -1  # size of the file when it was last seen to end in an unfinished record
         self.acknowledged = (0, 0)
@@ -74,11 +76,13 @@ class Shipper:
 
     # -- one flush ------------------------------------------------------------------------------------------------------
 
-    def ship(self, *, final: bool = False, waited_for: bool = False) -> bool:
+    def ship(self, *, final: bool = False, waited_for: bool = False, until: float | None = None) -> bool:
         """Ship what is there now. True when all of it is acknowledged; False if the store failed or another process leads.
 
         ``final``: an unfinished record at the end is shipped too. ``waited_for``: somebody waits, so back off less.
+        ``until``: the moment, on the monotonic clock, at which to stop and to give up requests under way (I6).
         """
+        self._until = until
         started, self._connecting = time.monotonic(), 0.0
         try:
             if not self.spool.leadership.take():
@@ -87,7 +91,7 @@ class Shipper:
             files = self.spool.files()
             goal = (files[-1].generation, os.stat(files[-1].path).st_size) if files else (0, 0)
             shipped = False
-            while self.step(final=final):
+            while (until is None or time.monotonic() < until) and self.step(final=final):
                 shipped = True
                 if self.acknowledged >= goal:
                     break
@@ -136,12 +140,14 @@ class Shipper:
     def settle(self) -> None:
         """The appender has left: remove what is acknowledged whole and held by nobody (I7)."""
         with contextlib.suppress(OSError, RemoteLoggingError):
+            # What is known from an earlier lead may be of files that are gone: generations begin again in a new directory.
+            known = self.acknowledged if self.spool.leadership.held else (0, 0)
             if not self.spool.leadership.take():
                 return
             for file in self.spool.files():
                 size = os.stat(file.path).st_size
                 # A sibling's file stays, or the next run would flip back to the object that is not ours (I4).
-                if (self.acknowledged >= (file.generation, size) or size == 0) and not file.state.label:
+                if (known >= (file.generation, size) or size == 0) and not file.state.label:
                     self.spool.remove(file, size)
             self._forget()
             self.spool.erase()
@@ -194,7 +200,7 @@ class Shipper:
             common = cursor.common(store, head, state.remote)
         ours = state.remote + cursor.size() - state.file
         if common < head.size and not (common == ours and self._older(cursor)):
-            label = f"{os.uname().nodename.split('.')[0]}.{os.urandom(3).hex()}"
+            label = re.sub(r"[^\w-]", "-", os.uname().nodename.split(".")[0]) + "." + os.urandom(3).hex()
             sibling = self.spool.location.sibling(label)
             self.report.say(
                 f"foreign {label}",
@@ -247,6 +253,7 @@ class Shipper:
             return False  # an unfinished record, which may still grow
         self._publish(cursor)
         if self._older(cursor):
+            self._hand_on(cursor.file.state.label)
             removed = self.spool.remove(cursor.file, size)
             if removed:
                 self._forget()
@@ -256,6 +263,12 @@ class Shipper:
             self._forget()
             return True
         return False
+
+    def _hand_on(self, label: str | None) -> None:
+        """A sibling that was chosen while a newer file waited is that file's, too (I4)."""
+        following = self.spool.files()[1].state
+        if label and following.kind == "unplaced" and not following.label:
+            self.spool.move(self.spool.files()[1], State.unplaced(label=label))
 
     def _reclaim(self, cursor: Cursor, store: Store, head: Head) -> None:
         """Give back the disk below what is acknowledged, but for the last bytes, which are compared after a failure."""
@@ -291,7 +304,8 @@ class Shipper:
             if not final and self._unended != size:
                 self._unended = size
                 return b""
-            self.appender.end_fragment()
+            if not self.appender.end_fragment():
+                return b""  # the disk is full: later
             return self._next_bytes(cursor, final)  # anew: whoever was first to end it changed its last byte
         return data[:whole] if whole > 0 else data
 
@@ -322,6 +336,7 @@ class Shipper:
             started = time.monotonic()
             self._stores[label] = self._connect(label)
             self._connecting += time.monotonic() - started  # once, so no measure of what the next flush will take
+        self._stores[label].until = self._until
         return self._stores[label]
 
     def _disconnect(self) -> None:

@@ -35,7 +35,6 @@ import os
 import re
 import socket
 import stat
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -52,7 +51,7 @@ KEPT = 8192  # bytes below the last acknowledged one that are kept, so that the 
 _NAME = re.compile(
     r"(?P<generation>\d{8})-(?P<boot>[0-9a-z]+)\."
     r"(?:(?P<unplaced>unplaced(?P<w>-w)?)|replace-(?P<token>[\w%.~-]+)|(?P<remote>\d+)-(?P<file>\d+))"
-    r"(?:-in-(?P<label>[\w.]+))?\.spool"
+    r"(?:-in-(?P<label>[\w.-]+))?\.spool"
 )
 
 
@@ -112,7 +111,6 @@ class Spool:
 
     def __init__(self, directory: str, location: Location, report: Reporter) -> None:
         self.directory, self.location, self.report = directory, location, report
-        self.mutex = threading.Lock()  # threads of this process take turns at ``structure``; a fork waits for it
         self.leadership = Leadership(directory)
 
     @classmethod
@@ -174,7 +172,7 @@ class Spool:
             FileNotFoundError: the directory has been removed meanwhile.
             SpoolError: somebody has held it for ten seconds (I6).
         """
-        with self.mutex:
+        with self.leadership.mutex:
             path = os.path.join(self.directory, "lock")
             try:
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

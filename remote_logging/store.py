@@ -40,9 +40,11 @@ class Store:
     Attributes:
         rewrites_below: an append to an object smaller than this uploads the whole object, so the spool should hold it.
         sent: bytes of request bodies given to the store so far, whatever became of them.
+        until: the moment, on the monotonic clock, at which a request under way is given up; ``None``: by its own limit.
     """
 
     rewrites_below = 0
+    until: float | None = None
 
     def __init__(self, location: Location) -> None:
         self.location, self.sent = location, 0

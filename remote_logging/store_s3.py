@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import mimetypes
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -41,7 +42,8 @@ class S3Store(Store):
 
     async def _connect(self) -> None:
         options = dict(self.location.options)
-        config = {"connect_timeout": 10, "read_timeout": 30, "retries": {"max_attempts": 0}, **options.pop("config_kwargs", {})}
+        config = {"connect_timeout": 10, "read_timeout": 30, "retries": {"max_attempts": 0}}
+        config.update(options.pop("config_kwargs", None) or {})
         self._fs = fsspec.get_filesystem_class("s3")(
             asynchronous=True,
             loop=self._loop,
@@ -147,7 +149,10 @@ class S3Store(Store):
             # The loop stood still since the last call: let it notice first which pooled connections the server has closed.
             for _ in range(3):
                 await asyncio.sleep(0)
-            async with asyncio.timeout(timeout + size / MiB * MIB_TIMEOUT):
+            limit = timeout + size / MiB * MIB_TIMEOUT
+            if self.until is not None:
+                limit = max(0.0, min(limit, self.until - time.monotonic()))
+            async with asyncio.timeout(limit):
                 return await function()
 
         return self._loop.run_until_complete(bounded())

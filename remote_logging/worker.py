@@ -12,6 +12,7 @@ import os
 import select
 import threading
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .appender import Appender
@@ -75,8 +76,7 @@ class Worker:
         self.thread: threading.Thread | None = None
         self.changed = threading.Condition()
         self.waiting = 0  # threads that wait for a flush: back off less
-        self.importing = threading.Event()  # set while nothing is being imported; a fork waits for it
-        self.importing.set()
+        self.importing = threading.Lock()  # held while a library is imported; a fork takes it first
         self._lock = threading.RLock()
         self._starting = self._cannot_start = self._swept = self._urgent = False
         self._pipe: tuple[int, int] | None = None
@@ -89,18 +89,18 @@ class Worker:
             if self.thread is not None or self._cannot_start or self._starting:
                 return  # (starting: a signal handler that logs in the middle of this)
             self._starting = True
-            thread = threading.Thread(target=self._run, name="remote_logging", daemon=True)
+            # Known before it runs: a signal handler that flushes in between must not ship beside it.
+            self.thread = thread = threading.Thread(target=self._run, name="remote_logging", daemon=True)
             try:
                 self._pipe = os.pipe()
                 for fd in self._pipe:
                     os.set_blocking(fd, False)
                 thread.start()
             except (RuntimeError, OSError):  # the interpreter is going down, or the system has no more threads
-                self._cannot_start = True
+                self._cannot_start, self.thread = True, None
                 return
             finally:
                 self._starting = False
-            self.thread = thread
         self.owner.started()
 
     def accepted(self, *, urgent: bool) -> None:
@@ -119,33 +119,31 @@ class Worker:
             self._asked += 1
         self._wake()
 
-    def serve(self) -> None:
-        """One flush, on this thread."""
-        asked, self._urgent = self._asked, False
+    def serve(self, until: float | None = None) -> None:
+        """One flush, on this thread, until a moment on the monotonic clock."""
+        asked, self._urgent, shipped = self._asked, False, False
         ending = self.thread is None or not self.owner.has_users()
-        try:
+        with self._no_defect_ends_us():
             self.owner.before_flush()
             if self.shipper is None:
                 self.shipper = self._make_shipper()
-            shipped = self.shipper.ship(final=ending, waited_for=ending or self.waiting > 0)
+            shipped = self.shipper.ship(final=ending, waited_for=ending or self.waiting > 0, until=until)
             self.owner.after_flush()
-            if shipped and not self._swept:
-                self._swept = True
-                self._sweep()
-        except Exception as error:  # noqa: BLE001 - a defect of ours must not end the thread that ships (I5)
-            self.owner.report.say("defect", f"shipping failed ({type(error).__name__}: {error}); it is tried again")
         self._size_mark = self.owner.appender.end + SIZE_CAUSE
         self._ended = time.monotonic()
         with self.changed:
             self._served = asked
             self.changed.notify_all()
+        if shipped and self.thread is not None and not self._swept:
+            with self._no_defect_ends_us():
+                self._sweep()
 
     def serve_until(self, deadline: float) -> None:
         """Flush on this thread, again and again, until nothing is behind or the time is up."""
         token = shipping.set(True)
         try:
             while True:
-                self.serve()
+                self.serve(deadline)
                 next_try = self.shipper.next_try if self.shipper else 0.0
                 pause = max(POLL, next_try - time.monotonic())
                 if not next_try or time.monotonic() + pause >= deadline:
@@ -166,8 +164,10 @@ class Worker:
         shipping.set(True)
         while True:
             self._wait()
+            ending = not self.owner.has_users()
             self.serve()
-            if not self.owner.has_users() and self.owner.may_end():
+            # Only after a flush that began when nobody logged any more, and has shipped what other processes wrote, too.
+            if ending and self._idle() and self.owner.may_end():
                 break
         with self.changed:
             self.changed.notify_all()
@@ -208,6 +208,7 @@ class Worker:
         owner = self.owner
         with self._import():
             _import_executor()
+            from . import recovery  # noqa: F401 - for _sweep: every import is made here
             from .shipper import Shipper
             from .store import open_store
 
@@ -218,13 +219,17 @@ class Worker:
         return Shipper(owner.spool, owner.appender, connect, owner.report)
 
     @contextlib.contextmanager
-    def _import(self) -> Any:
+    def _import(self) -> Iterator[None]:
         """A child forked in the middle of this would inherit half a module and hang: a fork waits for the end of it."""
-        self.importing.clear()
+        with self.importing:
+            yield
+
+    @contextlib.contextmanager
+    def _no_defect_ends_us(self) -> Iterator[None]:
         try:
             yield
-        finally:
-            self.importing.set()
+        except Exception as error:  # noqa: BLE001 - the thread that ships must go on (I5)
+            self.owner.report.say("defect", f"shipping failed ({type(error).__name__}: {error}); it is tried again")
 
     def _sweep(self) -> None:
         """Ship what processes of the same template left in directories that nobody will name again."""
@@ -233,7 +238,13 @@ class Worker:
         for directory in leftovers(self.owner.root, self.owner.location.template):
             if directory != self.owner.spool.directory:
                 with contextlib.suppress(OSError, RemoteLoggingError):
-                    drain(directory, self.owner.location.options)
+                    drain(directory, self.owner.location.options, go_on=self._idle)
+            if not self._idle():
+                return  # our own records first; the rest of this with the next flush
+        self._swept = True
+
+    def _idle(self) -> bool:
+        return self._asked <= self._served and not self._urgent
 
 
 def _import_executor() -> None:
