@@ -48,7 +48,7 @@ class RemoteHandler(logging.Handler):
         spool_dir: folder that holds the spools; the user's state directory. It must be on a local disk.
         spool_max_bytes: bytes that may wait, as a number or like ``"64MiB"``; ``"1GiB"``. Past it new records are dropped and
             counted, and a line in the log says how many as soon as there is room.
-        fsync: sync each record to the disk before ``emit`` returns; ``False``. Costs a hundred times a plain record or more.
+        fsync: sync each record to the disk before ``emit`` returns; ``False``.
         close_timeout: seconds that ``close``, ``flush`` and the interpreter's exit wait for the store at most; 30.0.
         level: as in ``logging.Handler``.
 

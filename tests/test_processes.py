@@ -167,6 +167,7 @@ def test_a_followers_flush_is_false_while_the_leader_is_stopped(bucket: Bucket) 
     assert leader.stdout and leader.stdin
     leader.stdout.readline()
     os.kill(leader.pid, signal.SIGSTOP)
+    os.waitpid(leader.pid, os.WUNTRACED)  # it has stopped
     script = "handler = make(flush_interval=3600); line('follower', 0); print(handler.flush(1.0)); os._exit(0)"
     done = run_script(SETUP + script, **variables(bucket))
     assert done.stdout == "False\n"
