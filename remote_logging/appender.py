@@ -160,15 +160,16 @@ class Appender:
                 raise Left
             if self._missed_records:
                 self._mark()
-            accepted = self._fits(len(data)) and self._write(data)
+            size = len(data)
+            accepted = (self._size + size <= self._limit or self._fits(size)) and self._write(data)
             if accepted:
                 self.records += 1
-                self.bytes += len(data)
+                self.bytes += size
             else:
                 self.dropped_records += 1
-                self.dropped_bytes += len(data)
+                self.dropped_bytes += size
                 self._missed_records += 1
-                self._missed_bytes += len(data)
+                self._missed_bytes += size
         if accepted and self.fsync:
             try:
                 os.fsync(self._fd)  # outside the lock: other threads go on meanwhile
@@ -244,13 +245,11 @@ class Appender:
                     os.close(fd)
 
     def _fits(self, size: int) -> bool:
-        if self._size + size <= self._limit:
-            return size <= MAX_WRITE
         now = time.monotonic()
         if now - self._looked >= LOOK_AGAIN:
             self._looked = now
             self._look()
-        fits = self._size + size <= self._limit and size <= MAX_WRITE
+        fits = self._size + size <= self._limit
         if not fits:
             self.report.say(
                 "full",
@@ -262,7 +261,7 @@ class Appender:
     def _look(self) -> None:
         with contextlib.suppress(OSError):
             self._size = os.fstat(self._fd).st_size
-            self._limit = self._size + self.max_bytes - self.spool.held()
+            self._limit = self._size + min(self.max_bytes - self.spool.held(), MAX_WRITE)
 
     def _refused(self, error: OSError) -> None:
         self.report.say(

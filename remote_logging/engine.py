@@ -70,8 +70,9 @@ class Engine:
 
     def append(self, data: bytes, *, urgent: bool) -> None:
         """Accept one record; never waits for the network (I5)."""
-        if self.appender.append(data):
-            self.worker.accepted(urgent=urgent)
+        worker = self.worker
+        if self.appender.append(data) and (urgent or worker.thread is None or self.appender.end > worker.size_mark):
+            worker.accepted(urgent=urgent)
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until all that was accepted before is in the store; False when the time is up (I6)."""

@@ -169,6 +169,7 @@ class Shipper:
     # -- the actions ----------------------------------------------------------------------------------------------------
 
     def _place(self, cursor: Cursor) -> None:
+        self.spool.sync()
         state, head = cursor.file.state, self._store(cursor).head()
         replace = state.kind == "unplaced-w"
         state = State.replacing(head.token) if replace else State.anchor(head.size, 0, state.label)

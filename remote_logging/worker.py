@@ -82,7 +82,7 @@ class Worker:
         self._pipe: tuple[int, int] | None = None
         self._asked = self._served = 0
         self._ended = time.monotonic()
-        self._size_mark = SIZE_CAUSE
+        self.size_mark = SIZE_CAUSE
 
     def start(self) -> None:
         with self._lock:
@@ -107,7 +107,7 @@ class Worker:
         """A record was accepted: start with the first one, and ship at once what is urgent or much."""
         if self.thread is None:
             self.start()
-        if (urgent or self.owner.appender.end > self._size_mark) and not self._urgent:
+        if (urgent or self.owner.appender.end > self.size_mark) and not self._urgent:
             self._urgent = True
             self._wake()
 
@@ -129,7 +129,7 @@ class Worker:
                 self.shipper = self._make_shipper()
             shipped = self.shipper.ship(final=ending, waited_for=ending or self.waiting > 0, until=until)
             self.owner.after_flush()
-        self._size_mark = self.owner.appender.end + SIZE_CAUSE
+        self.size_mark = self.owner.appender.end + SIZE_CAUSE
         self._ended = time.monotonic()
         with self.changed:
             self._served = asked
