@@ -13,7 +13,8 @@ from .errors import Conflict
 from .spool import SpoolFile
 from .store import Head, Store
 
-CHUNK = 2**20
+CHUNK = 2**20  # bytes that are compared at a time
+LOOK = 64 * 1024  # bytes in which the end of the last record is looked for
 
 
 class Cursor:
@@ -42,13 +43,20 @@ class Cursor:
 
     def read(self, start: int, end: int) -> bytes:
         """The spool's bytes from ``start`` to ``end``, or to its end."""
-        data = bytearray()
-        while len(data) < end - start:
-            piece = os.pread(self.fd, end - start - len(data), start + len(data))
-            if not piece:
-                break
+        data = os.pread(self.fd, max(0, end - start), start)
+        while len(data) < end - start and (piece := os.pread(self.fd, end - start - len(data), start + len(data))):
             data += piece
-        return bytes(data)
+        return data
+
+    def behind_last(self, mark: bytes, start: int, end: int) -> int:
+        """The offset behind the last ``mark`` between ``start`` and ``end``; ``start`` if there is none."""
+        while end > start:
+            begin = max(start, end - LOOK)
+            found = self.read(begin, end).rfind(mark)
+            if found >= 0:
+                return begin + found + 1
+            end = begin
+        return start
 
     def sync(self) -> None:
         getattr(os, "fdatasync", os.fsync)(self.fd)

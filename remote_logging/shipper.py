@@ -116,8 +116,8 @@ class Shipper:
         cursor = self._current()
         if cursor is None:
             return False
-        data = self._next_bytes(cursor, final)
-        action = plan(cursor.file.state, cursor.acked, cursor.acked + len(data), cursor.head)
+        end = self._end(cursor, final)
+        action = plan(cursor.file.state, cursor.acked, end, cursor.head)
         try:
             if action == "rest":
                 return self._rest(cursor)
@@ -126,7 +126,7 @@ class Shipper:
             elif action == "ask":
                 self._ask(cursor)
             else:
-                self._send(cursor, data)
+                self._send(cursor, end)
         except Conflict:
             cursor.head = None
             self._conflicts += 1
@@ -231,19 +231,20 @@ class Shipper:
             f"{expected:,} that were there; what the spool still holds is sent again",
         )
 
-    def _send(self, cursor: Cursor, data: bytes) -> None:
+    def _send(self, cursor: Cursor, end: int) -> None:
         head, store = cursor.head, self._store(cursor)
         if head is None:
             return  # plan() never comes here: it asks first
         # What is shipped must be durable here first: after a power cut the object would be longer than the spool, and
         # new records would count as shipped (I1).
         cursor.sync()
+        data = cursor.read(cursor.acked, end)
         if cursor.file.state.kind == "replace":
             cursor.head = store.put(head, data)
             cursor.file = self.spool.move(cursor.file, State.anchor(0, 0))
         else:
             cursor.head = store.append(head, data, lambda: cursor.present(store, head))
-        cursor.acked += len(data)
+        cursor.acked = end
         self._window, self._conflicts = min(WINDOW, self._window * 2), 0
         self._publish(cursor)
         self._reclaim(cursor, store, cursor.head)
@@ -287,28 +288,29 @@ class Shipper:
 
     # -- small things ---------------------------------------------------------------------------------------------------
 
-    def _next_bytes(self, cursor: Cursor, final: bool) -> bytes:
-        """What the next append would send: whole records, where they fit the window."""
+    def _end(self, cursor: Cursor, final: bool) -> int:
+        """The offset at which the next append would end: whole records, where they fit the window. Reads little."""
         size = cursor.size()
         if cursor.acked >= size:
-            return b""
-        end_mark = self.appender.terminator[-1:] or b"\n"
-        if self._older(cursor) and os.pread(cursor.fd, 1, size - 1) != end_mark:
-            os.pwrite(cursor.fd, end_mark, size)  # nobody appends to it any more, and the next generation follows it
+            return cursor.acked
+        mark = self.appender.terminator[-1:] or b"\n"
+        if self._older(cursor) and cursor.read(size - 1, size) != mark:
+            os.pwrite(cursor.fd, mark, size)  # nobody appends to it any more, and the next generation follows it
             size += 1
-        data = cursor.read(cursor.acked, min(size, cursor.acked + self._window))
-        whole = data.rfind(end_mark) + 1
+        end = min(size, cursor.acked + self._window)
+        whole = cursor.behind_last(mark, cursor.acked, end)
         generation, accepted = self.appender.position()
-        if generation == cursor.file.generation and accepted - cursor.acked <= len(data):
-            whole = max(whole, accepted - cursor.acked)  # a record without any terminator is whole too
-        if whole <= 0 and len(data) < self._window:
-            if not final and self._unended != size:
-                self._unended = size
-                return b""
-            if not self.appender.end_fragment():
-                return b""  # the disk is full: later
-            return self._next_bytes(cursor, final)  # anew: whoever was first to end it changed its last byte
-        return data[:whole] if whole > 0 else data
+        if generation == cursor.file.generation and accepted <= end:
+            whole = max(whole, accepted)  # a record without any terminator is whole too
+        if whole > cursor.acked:
+            return whole
+        if end - cursor.acked == self._window:
+            return end
+        if not final and self._unended != size:
+            self._unended = size
+        elif self.appender.end_fragment():  # else the disk is full: later
+            return self._end(cursor, final)  # anew: whoever was first to end it changed its last byte
+        return cursor.acked
 
     def _current(self) -> Cursor | None:
         if self._cursor is None:

@@ -46,6 +46,7 @@ from .report import Reporter
 
 FORMAT = 1
 LOCK_TIMEOUT = 10.0  # seconds; the lock is held for moments, so whoever holds it longer is stopped (Ctrl-Z) or hung
+NETWORK = ("nfs", "cifs", "smb", "9p", "afs", "fuse.sshfs")  # file systems on which flock and O_APPEND do not hold
 KEPT = 8192  # bytes below the last acknowledged one that are kept, so that the object's end can be compared (I3)
 
 _NAME = re.compile(
@@ -329,6 +330,18 @@ def read_document(directory: str) -> dict[str, Any]:
         except ValueError:
             document = {}
     return document if isinstance(document, dict) else {}
+
+
+def network_file_system(directory: str, mounts: str = "/proc/self/mounts") -> str | None:
+    """The kind of network file system that ``directory`` is on, such as ``"nfs4"``; ``None`` on a local disk, or unknown."""
+    holder, kind = "", ""
+    with contextlib.suppress(OSError), open(mounts) as file:
+        for line in file:
+            place, its_kind = line.split()[1:3]
+            place = place.replace("\\040", " ").rstrip("/")
+            if f"{directory}/".startswith(f"{place}/") and len(place) >= len(holder):
+                holder, kind = place, its_kind
+    return kind if kind.startswith(NETWORK) else None
 
 
 def boot_id() -> str:

@@ -19,7 +19,7 @@ from .appender import Appender
 from .errors import RemoteLoggingError
 from .location import Location
 from .report import Reporter, shipping
-from .spool import Spool
+from .spool import Spool, network_file_system
 
 if TYPE_CHECKING:
     from .shipper import Shipper
@@ -216,6 +216,13 @@ class Worker:
             with self._import():  # the store's own library is imported here, at its first use
                 return open_store(owner.location.sibling(label) if label else owner.location)
 
+        kind = network_file_system(owner.root)
+        if kind:
+            owner.report.say(
+                "network",
+                f"the spool {owner.root} is on {kind}, where locks and appends between machines do not hold; "
+                "give spool_dir (or REMOTE_LOGGING_SPOOL_DIR) a directory on a local disk",
+            )
         return Shipper(owner.spool, owner.appender, connect, owner.report)
 
     @contextlib.contextmanager
