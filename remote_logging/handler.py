@@ -101,6 +101,7 @@ class RemoteHandler(logging.Handler):
         self._second = 0
         self._attaching = threading.RLock()
         self._attach(None, replace=self.mode == "w")
+        REGISTRY.handlers.add(self)
 
     # -- logging.Handler --------------------------------------------------------------------------------------------------
 
@@ -221,6 +222,14 @@ class RemoteHandler(logging.Handler):
                 engine.release(wait=False)  # it drains in its own thread
             self._second = int(record.created)
         return self._engine or engine
+
+    def after_fork_in_child(self) -> None:
+        """A lock of this process's own; where the url holds ``{pid}``, an object of its own, too, from its first record on."""
+        self._attaching = threading.RLock()
+        engine = self._engine
+        if engine is not None and self._template.varies_with_process:
+            REGISTRY.leave_in_child(engine)
+            self._engine = None
 
     def _marker(self, records: int, size: int) -> bytes:
         record = logging.LogRecord(

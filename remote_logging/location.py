@@ -155,6 +155,10 @@ class Template:
     def varies_with_time(self) -> bool:
         return any(field == "time" for _, field, _ in self.fields)
 
+    @property
+    def varies_with_process(self) -> bool:
+        return any(field == "pid" for _, field, _ in self.fields)
+
     def _error(self, reason: str, hint: str) -> ConfigurationError:
         # The given URL may hold a password or a key; what is shown is cut before its query and after its userinfo.
         scheme, separator, rest = str(self.given).partition("://")

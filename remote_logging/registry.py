@@ -8,12 +8,19 @@ import os
 import sys
 import threading
 import time
-from typing import Any
+import weakref
+from typing import Any, Protocol
 
 from .engine import Engine
 from .location import Location
 
 FORK_WAIT = 10.0  # seconds that a fork waits for an import or a rename of ours
+
+
+class ForkAware(Protocol):
+    """What a forked child tells after its engines are its own."""
+
+    def after_fork_in_child(self) -> None: ...
 
 
 class Registry:
@@ -23,6 +30,7 @@ class Registry:
         self.lock = threading.RLock()
         self.engines: dict[str, Engine] = {}
         self.exit_started: float | None = None  # when the interpreter's exit began, on the monotonic clock
+        self.handlers: weakref.WeakSet[ForkAware] = weakref.WeakSet()
         self._forks_registered = False
         self._exit_registered_in = 0  # the process that has done so
         self._held_for_fork: list[threading.Lock] = []
@@ -44,6 +52,13 @@ class Registry:
                 known = self.engines[engine.spool.directory] = engine
             known.users += 1
             return known
+
+    def leave_in_child(self, engine: Engine) -> None:
+        """A forked child's handler goes to another object than its parent's: leave the parent's without a word."""
+        engine.users -= 1
+        if engine.users <= 0:
+            engine.appender.leave()
+            self.engines.pop(engine.spool.directory, None)
 
     def started(self) -> None:
         """An engine of this process has something to ship: see to it that the interpreter's exit waits for it."""
@@ -89,6 +104,8 @@ class Registry:
         self._held_for_fork.clear()
         for engine in list(self.engines.values()):
             engine.after_fork_in_child()
+        for handler in list(self.handlers):
+            handler.after_fork_in_child()
 
 
 REGISTRY = Registry()

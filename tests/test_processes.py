@@ -207,6 +207,20 @@ def test_the_next_run_of_the_same_template_ships_what_a_killed_one_left_under_an
     assert list((tmp_path / "spool").iterdir()) == []
 
 
+def test_a_forked_child_has_an_object_of_its_own_where_the_url_names_the_process(bucket: Bucket) -> None:
+    script = """
+handler = make(); line("parent", 0)
+pid = os.fork()
+if pid == 0:
+    line("child", 0)
+    sys.exit(0)
+os.waitpid(pid, 0)
+line("parent", 1)
+"""
+    run_script(SETUP + script, **{**variables(bucket), "URL": bucket.url("run/{pid}.log")})
+    assert sorted(bucket.read(key) for key in bucket.list()) == [b"child 0\n", b"parent 0\nparent 1\n"]
+
+
 def test_a_fragment_of_a_killed_writer_is_not_glued_to_the_next_record(bucket: Bucket, tmp_path: Path) -> None:
     script = f"handler = make(); line('one', 0)\nfile = __import__('glob').glob('{tmp_path}/spool/*/*.spool')[0]\n"
     # What a writer that is killed between two pages leaves.
