@@ -370,7 +370,8 @@ class Shipper:
         self.next_try = time.monotonic() + random.uniform(0, min(cap, BACKOFF * 2 ** (self.failures_in_row - 1)))  # noqa: S311
         if isinstance(error, Unreachable):
             self._window = max(SMALLEST_WINDOW, self._window // 4)
-        self.report.say("failing", f"{self.last_error}. Nothing is lost: it waits in {self.spool.directory} and is tried again")
+        said = self.last_error if self.last_error.endswith("?") else f"{self.last_error}."
+        self.report.say("failing", f"{said} Nothing is lost: it waits in {self.spool.directory} and is tried again")
         self._disconnect()  # the next try starts from a fresh connection, and from fresh credentials
         if self.failures_in_row >= YIELD_AFTER:
             self._forget()

@@ -17,6 +17,7 @@ from .store import Head, Store, library_errors
 MiB = 2**20
 CALL_TIMEOUT = 30.0  # seconds for one request, and for each MiB of its body MIB_TIMEOUT more
 MIB_TIMEOUT = 15.0
+CLOSE_TIMEOUT = 2.0
 S3_MIN_PART = 5 * MiB  # https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
 S3_MAX_COPY = 5 * 1024 * MiB
 
@@ -129,8 +130,9 @@ class S3Store(Store):
             if creator is not None:
                 await creator.__aexit__(None, None, None)
 
+        self.until = None
         with contextlib.suppress(Exception):
-            self._run(disconnect, 0)
+            self._run(disconnect, 0, CLOSE_TIMEOUT)
         self._loop.close()
 
     def _attributes(self) -> dict[str, Any]:

@@ -440,7 +440,7 @@ def test_a_store_that_fails_harms_nobody_and_nothing_is_lost(
     assert handler.flush()
     assert bucket.read() == b"one\n"
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 2 and "connection refused" in said[0] and "Is the network up?" in said[0]
+    assert len(said) == 2 and "connection refused" in said[0] and "Is the network up? Nothing is lost" in said[0]
     assert "works again" in said[1]
 
 
@@ -958,6 +958,7 @@ def test_close_ships_and_may_come_twice(file: Path, make: Make) -> None:
     handler.close()
     assert file.read_text() == "one\n"
     assert handler.flush()
+    assert not spools()
 
 
 def test_a_record_after_close_is_accepted_and_shipped(file: Path, make: Make) -> None:
@@ -1007,6 +1008,7 @@ def test_a_handler_without_records_flushes_at_once_and_has_no_thread(file: Path,
     threads = set(threading.enumerate())
     handler = make(file)
     assert handler.flush() is True
+    assert set(threading.enumerate()) == threads
     handler.close()
     assert set(threading.enumerate()) == threads
     assert not file.exists()
@@ -1027,7 +1029,9 @@ def test_two_handlers_of_one_url_share_a_spool_and_close_in_any_order(first: int
     assert len(spools()) == 1
     logger = record_logger(*handlers)
     logger.info("one")
+    assert [handler.stats().accepted_records for handler in handlers] == [2, 2]
     handlers[first].close()
+    assert not file.exists()  # only the last one's close waits
     logger.removeHandler(handlers[first])
     logger.info("two")
     assert handlers[1 - first].flush()

@@ -307,6 +307,25 @@ def test_an_object_that_somebody_edited_below_what_is_compared_keeps_the_edit(ri
     assert place.read() == edited + b"two\n"
 
 
+def test_the_last_request_of_a_multipart_append_states_what_it_expects(bucket: Bucket, tmp_path: Path) -> None:
+    # The embedded server does not check this condition; S3 does. So it is looked at on its way out.
+    one = Rig(Place(bucket, tmp_path), tmp_path / "spool")
+    one.append(*[b"x" * (MiB - 1) + b"\n"] * 6)
+    one.ship()
+    store: Any = one.stores[0]
+    before = store.head().token
+    stated: list[str] = []
+
+    def look(request: Any, **_: Any) -> None:
+        stated.append(request.headers["If-Match"].decode())
+
+    store._fs._s3.meta.events.register("before-send.s3.CompleteMultipartUpload", look)
+    one.append(b"two\n")
+    one.ship()
+    one.end()
+    assert stated == [before]  # I3, I4
+
+
 def test_mode_w_replaces_with_the_first_bytes_and_then_appends(rig: Callable[..., Rig], place: Place) -> None:
     place.write(b"old\n" * 5)
     one = rig(replace=True)
