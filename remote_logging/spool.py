@@ -241,11 +241,14 @@ class Spool:
     def settle_empty(self) -> None:
         """A member that never shipped has left: remove what is empty, keep anything else."""
         with contextlib.suppress(OSError):
-            if self.leadership.take():
+            if not self.leadership.take():
+                return
+            try:
                 for file in self.files():
                     if os.stat(file.path).st_size == 0 and not file.state.label:
                         self.remove(file, 0)
                 self.erase()
+            finally:
                 self.leadership.give_up()
 
     def occupied(self, file: SpoolFile) -> bool:

@@ -61,6 +61,7 @@ class Owner(Protocol):
     interval: float | None
 
     def has_users(self) -> bool: ...
+    def behind(self) -> bool: ...
     def may_end(self) -> bool: ...
     def before_flush(self) -> None: ...
     def after_flush(self) -> None: ...
@@ -78,6 +79,7 @@ class Worker:
         self.waiting = 0  # threads that wait for a flush: back off less
         self.importing = threading.Lock()  # held while a library is imported; a fork takes it first
         self._lock = threading.RLock()
+        self._serving, self._server = threading.Lock(), 0  # held while a flush is under way, and the thread that does it
         self._starting = self._cannot_start = self._swept = self._urgent = False
         self._pipe: tuple[int, int] | None = None
         self._asked = self._served = 0
@@ -120,7 +122,17 @@ class Worker:
         self._wake()
 
     def serve(self, until: float | None = None) -> None:
-        """One flush, on this thread, until a moment on the monotonic clock."""
+        """One flush, on this thread, until a moment on the monotonic clock; nothing where one is under way."""
+        if not self._serving.acquire(blocking=False):
+            return
+        self._server = threading.get_ident()
+        try:
+            self._serve(until)
+        finally:
+            self._server = 0
+            self._serving.release()
+
+    def _serve(self, until: float | None) -> None:
         asked, self._urgent, shipped = self._asked, False, False
         ending = self.thread is None or not self.owner.has_users()
         with self._no_defect_ends_us():
@@ -140,13 +152,15 @@ class Worker:
 
     def serve_until(self, deadline: float) -> None:
         """Flush on this thread, again and again, until nothing is behind or the time is up."""
+        if self._server == threading.get_ident():
+            return  # a signal handler in the middle of a flush of this very thread: it goes on when the handler returns
         token = shipping.set(True)
         try:
             while True:
                 self.serve(deadline)
                 next_try = self.shipper.next_try if self.shipper else 0.0
                 pause = max(POLL, next_try - time.monotonic())
-                if not next_try or time.monotonic() + pause >= deadline:
+                if not (next_try or self.owner.behind()) or time.monotonic() + pause >= deadline:
                     return
                 time.sleep(pause)
         finally:
@@ -156,9 +170,7 @@ class Worker:
         """After a fork: close our copies of the parent's descriptors, and keep its connections from ever being closed here."""
         if self.shipper is not None:
             self.shipper.forget_in_child()
-        for fd in self._pipe or ():
-            with contextlib.suppress(OSError):
-                os.close(fd)
+        self._close_pipe()
 
     def _run(self) -> None:
         shipping.set(True)
@@ -169,8 +181,16 @@ class Worker:
             # Only after a flush that began when nobody logged any more, and has shipped what other processes wrote, too.
             if ending and self._idle() and self.owner.may_end():
                 break
+        with self._lock:
+            self._close_pipe()
         with self.changed:
             self.changed.notify_all()
+
+    def _close_pipe(self) -> None:
+        pipe, self._pipe = self._pipe, None
+        for fd in pipe or ():
+            with contextlib.suppress(OSError):
+                os.close(fd)
 
     def _wait(self) -> None:
         while (delay := self._due() - time.monotonic()) > 0:
@@ -198,9 +218,10 @@ class Worker:
         )
 
     def _wake(self) -> None:
-        if self._pipe:
-            with contextlib.suppress(OSError):  # full: it is awake
-                os.write(self._pipe[1], b"\n")
+        with self._lock:  # the descriptor is not closed, and then somebody else's, meanwhile
+            if self._pipe:
+                with contextlib.suppress(OSError):  # full: it is awake
+                    os.write(self._pipe[1], b"\n")
         if not self.owner.spool.leadership.held:
             self.owner.spool.leadership.wake()
 

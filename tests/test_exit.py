@@ -33,7 +33,11 @@ END = {
     "normal": ("", 0),
     "sys.exit": ("sys.exit(3)", 3),
     "exception": ("raise ValueError('a defect of the program')", 1),
-    "ctrl-c": ("os.kill(os.getpid(), signal.SIGINT); time.sleep(60)", 1),
+    # (A shell's background jobs inherit an ignored SIGINT.)
+    "ctrl-c": (
+        "signal.signal(signal.SIGINT, signal.default_int_handler); os.kill(os.getpid(), signal.SIGINT); time.sleep(60)",
+        1,
+    ),
 }
 
 

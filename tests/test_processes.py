@@ -146,6 +146,22 @@ for thread in threads: thread.join()
     assert all(found[f"thread{n}"] == list(range(len(found[f"thread{n}"]))) for n in range(2))
 
 
+def test_a_fork_waits_for_an_import_of_ours(bucket: Bucket) -> None:
+    # A child forked in the middle of it would inherit half a module, and hang when it imports the same.
+    script = """
+handler = make()
+importing = handler._engine.worker.importing
+importing.acquire()
+ended = []
+threading.Timer(0.3, lambda: (ended.append(True), importing.release())).start()
+pid = os.fork()
+if pid == 0:
+    os._exit(0 if ended else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+"""
+    run_script(SETUP + script, **variables(bucket))
+
+
 def test_a_followers_flush_waits_for_the_leader_and_tells_the_truth(bucket: Bucket) -> None:
     leader = start("make(flush_interval=3600); line('leader', 0); print('ready', flush=True); sys.stdin.read()", bucket)
     assert leader.stdout and leader.stdin
