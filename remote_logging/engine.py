@@ -158,7 +158,9 @@ class Engine:
         else:
             self.worker.ask()
             if shipped and thread is not threading.current_thread():
-                thread.join(max(LEAST_JOIN, deadline - time.monotonic()))
+                deadline = max(deadline, time.monotonic() + LEAST_JOIN)
+                while thread.is_alive() and self.users <= 0 and time.monotonic() < deadline:
+                    thread.join(POLL)  # it goes on where somebody has attached meanwhile
         if not shipped:
             self.say_left()
 

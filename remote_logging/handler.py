@@ -37,7 +37,8 @@ class RemoteHandler(logging.Handler):
     Args:
         url: where to: ``s3://bucket/folder/name.log``, a local path, ``~/...``, ``file://`` or ``memory://``. It may hold the
             fields ``{host} {pid} {rank} {local_rank} {run} {time:%Y-%m-%d}``, and query parameters that become storage options.
-        mode: ``"a"`` (default) continues the object, ``"w"`` replaces it with the first flush that has something to ship.
+        mode: ``"a"`` (default) continues the object, ``"w"`` replaces it with the first flush that has something to ship;
+            objects that a time field rolls over to are continued.
         encoding: of the object; ``"utf-8"``.
         errors: how text that cannot be encoded is handled, as in ``open``; ``None`` means ``"backslashreplace"``, which loses
             none.
@@ -259,7 +260,7 @@ def _default(name: str, given: Any, default: Any) -> Any:
     if given is not _UNSET:
         return given
     value = os.environ.get(f"REMOTE_LOGGING_{name.upper()}")
-    if value is None:
+    if not value:
         return default
     return None if value.strip().lower() in ("none", "null", "off") else value
 

@@ -132,6 +132,8 @@ class Template:
                 f"the url is {url!r}", hint="Give a string such as 's3://bucket/run/training.log' or a local path"
             )
         scheme, separator, rest = self.given.partition("://")
+        if not separator and self.given.partition(":/")[0].lower() in PROTOCOLS and ":/" in self.given:
+            raise self._error("a slash is missing behind the protocol", f"Write {self.given.replace(':/', '://', 1)}")
         if not separator:
             scheme, rest, query = "file", _local(self.given), ""
         else:

@@ -28,6 +28,7 @@ from remote_logging.location import Location
 from remote_logging.recovery import drain
 from remote_logging.spool import Spool
 from remote_logging.store import FileStore, Store
+from remote_logging.worker import Worker
 
 from .support import Bucket, record_logger, run_script, wait_for
 
@@ -1023,6 +1024,35 @@ def test_the_thread_ends_with_the_handler(file: Path, make: Make) -> None:
     assert [thread.name for thread in set(threading.enumerate()) - threads] == ["remote_logging"]
     handler.close()
     assert set(threading.enumerate()) == threads
+
+
+def test_an_empty_variable_of_the_environment_is_as_good_as_none(
+    file: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REMOTE_LOGGING_FLUSH_LEVEL", "")
+    assert make(file).flush_level == logging.ERROR
+
+
+def test_close_does_not_wait_for_a_thread_that_goes_on_for_somebody_else(
+    file: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = make(file, flush_interval=None)
+    record_logger(handler).info("one")
+    assert handler.flush()
+    others: list[RemoteHandler] = []
+    ask = Worker.ask
+
+    def attached_meanwhile(worker: Worker) -> None:
+        if not others:
+            others.append(make(file))
+        ask(worker)
+
+    monkeypatch.setattr(Worker, "ask", attached_meanwhile)
+    closing = threading.Thread(target=handler.close)
+    closing.start()
+    closing.join(10)
+    assert not closing.is_alive()  # close_timeout is 30 s
+    assert others
 
 
 def test_a_closed_handler_leaves_no_descriptor_open(file: Path) -> None:

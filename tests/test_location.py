@@ -338,6 +338,7 @@ def test_a_sibling_is_of_the_same_store() -> None:
         ("memory://a.log?region=eu", "'region' is no option of memory://", "storage_options"),
         ("s3://b/a.log?anon=maybe", "anon='maybe' is no bool", "Write true, false"),
         ("s3://b/a.log?anon=", "anon='' is no bool", "Write true, false"),
+        ("s3:/b/a.log", "a slash is missing", "Write s3://b/a.log"),
         ("s3://b/a.log.gz", "a compressed file cannot grow", "without the compression suffix"),
         ("/var/log/a.zst", "a compressed file cannot grow", "without the compression suffix"),
         ("s3://key:sesame@b/a.log", "credentials in a url", "environment variable, profile or storage_options"),

@@ -163,10 +163,12 @@ assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_a_followers_flush_waits_for_the_leader_and_tells_the_truth(bucket: Bucket) -> None:
-    leader = start("make(flush_interval=3600); line('leader', 0); print('ready', flush=True); sys.stdin.read()", bucket)
+    leader = start(
+        "h = make(flush_interval=3600); line('leader', 0); h.flush(); print('ready', flush=True); sys.stdin.read()", bucket
+    )
     assert leader.stdout and leader.stdin
     assert leader.stdout.readline() == "ready\n"
-    # It has asked for no flush yet; the follower's flush wakes it, or leads itself.
+    # It leads, and its timer is far away: the follower's flush has to wake it.
     done = run_script(
         SETUP + "handler = make(flush_interval=3600); line('follower', 0); print(handler.flush()); os._exit(0)",
         **variables(bucket),
