@@ -85,14 +85,21 @@ class Appender:
                 last = None
             file = last or self.spool.create(State.unplaced(replace=replace, label=label))
             self._fd = self._open(file)
+            if self.fsync:
+                self.spool.sync()  # what is accepted from here on must be found again after a power cut
         self.generation = file.generation
         self._look()
 
-    def leave(self) -> None:
-        """Stop being a member. What was accepted stays in the spool."""
+    def leave(self, *, for_children: bool = False) -> None:
+        """Stop being a member. What was accepted stays in the spool.
+
+        ``for_children``: also for those forked meanwhile, which know nothing of this appender.
+        """
         with self._lock:
             fd, self._fd = self._fd, -1
         if fd >= 0:
+            if for_children:
+                fcntl.flock(fd, fcntl.LOCK_UN)
             os.close(fd)
 
     def rejoin_in_child(self) -> None:

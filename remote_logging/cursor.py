@@ -17,6 +17,20 @@ CHUNK = 2**20  # bytes that are compared at a time
 LOOK = 64 * 1024  # bytes in which the end of the last record is looked for
 
 
+def agreeing(mine: bytes, theirs: bytes, mark: bytes) -> int:
+    """How many bytes of the spool and of the object agree.
+
+    A terminator in the spool agrees with anything: it may have ended a killed writer's fragment just after that was shipped.
+    """
+    start, end = 0, min(len(mine), len(theirs))
+    while mine[start:end] != theirs[start:end]:
+        start = next(at for at in range(start, end) if mine[at] != theirs[at])
+        if mine[start : start + 1] != mark:
+            return start
+        start += 1
+    return end
+
+
 class Cursor:
     """One spool file, opened for reading.
 
@@ -65,7 +79,7 @@ class Cursor:
         """The object's size if it is what our acknowledged bytes made of it."""
         return self.file.state.remote + self.acked - self.file.state.file
 
-    def common(self, store: Store, head: Head, start: int) -> int:
+    def common(self, store: Store, head: Head, start: int, mark: bytes) -> int:
         """The object's offset up to which it agrees, from ``start`` on, with the spool (I3)."""
         state, size = self.file.state, self.size()
         while start < head.size:
@@ -74,10 +88,10 @@ class Cursor:
             theirs = store.read(start, min(start + CHUNK, head.size), head)
             if not theirs:
                 raise Conflict("the object became shorter while it was compared", url=store.location.url, operation="read")
-            if not mine or mine[: len(theirs)] != theirs:
-                same = (position for position, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b)
-                return start + next(same, min(len(mine), len(theirs)))
-            start += len(theirs)
+            same = agreeing(mine, theirs, mark)
+            start += same
+            if same < len(theirs):
+                break
         return start
 
     def present(self, store: Store, head: Head) -> bytes:

@@ -87,6 +87,6 @@ def drain(
         return str(error)
     finally:
         shipping.reset(token)
-        appender.leave()
+        appender.leave(for_children=True)
         shipper.settle()
         shipper.close()

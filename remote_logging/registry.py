@@ -33,7 +33,7 @@ class Registry:
         self.handlers: weakref.WeakSet[ForkAware] = weakref.WeakSet()
         self._forks_registered = False
         self._exit_registered_in = 0  # the process that has done so
-        self._held_for_fork: list[threading.Lock] = []
+        self._held_for_fork = threading.local()  # two threads may fork at once
 
     def attach(self, location: Location, root: str | None, *, replace: bool, **options: Any) -> Engine:
         """The engine of ``location``, shared by all its users in this process.
@@ -86,6 +86,7 @@ class Registry:
                 engine.say_left()
 
     def _before_fork(self) -> None:
+        self._held_for_fork.locks = []
         # Bounded: a child of a parent that imports for longer is no worse off than without us (I6).
         for engine in list(self.engines.values()):
             locks = [engine.spool.leadership.mutex]
@@ -93,17 +94,18 @@ class Registry:
                 locks.append(engine.worker.importing)
             for lock in locks:
                 if lock.acquire(timeout=FORK_WAIT):
-                    self._held_for_fork.append(lock)
+                    self._held_for_fork.locks.append(lock)
 
     def _after_fork(self) -> None:
-        while self._held_for_fork:
-            self._held_for_fork.pop().release()
+        for lock in self._held_for_fork.locks:
+            lock.release()
 
     def _in_child(self) -> None:
         self.lock = threading.RLock()
-        self._held_for_fork.clear()
         for engine in list(self.engines.values()):
             engine.after_fork_in_child()
+            if engine.users <= 0:  # its parent closed it, and drains it still: nobody here would ever leave it
+                self.leave_in_child(engine)
         for handler in list(self.handlers):
             handler.after_fork_in_child()
 

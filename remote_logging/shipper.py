@@ -194,11 +194,12 @@ class Shipper:
             state = State.anchor(head.size, state.file, state.label)
             self._found(cursor, state, state.remote, head)
             return
+        mark = self.appender.terminator[-1:] or b"\n"
         expected = cursor.offset_in_object()
         known = min(expected, head.size)
-        common = cursor.common(store, head, max(state.remote, known - KEPT))
+        common = cursor.common(store, head, max(state.remote, known - KEPT), mark)
         if common < known:  # what we had sent was changed: look from the anchor on
-            common = cursor.common(store, head, state.remote)
+            common = cursor.common(store, head, state.remote, mark)
         ours = state.remote + cursor.size() - state.file
         if common < head.size and not (common == ours and self._older(cursor)):
             label = re.sub(r"[^\w-]", "-", os.uname().nodename.split(".")[0]) + "." + os.urandom(3).hex()
@@ -244,7 +245,7 @@ class Shipper:
             cursor.file = self.spool.move(cursor.file, State.anchor(0, 0))
         else:
             cursor.head = store.append(head, data, lambda: cursor.present(store, head))
-        cursor.acked = end
+        cursor.acked += len(data)  # not the end that was planned: somebody may have cut the file meanwhile
         self._window, self._conflicts = min(WINDOW, self._window * 2), 0
         self._publish(cursor)
         self._reclaim(cursor, store, cursor.head)

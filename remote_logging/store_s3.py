@@ -11,6 +11,7 @@ from typing import Any
 
 import fsspec
 
+from .errors import Refused
 from .location import Location
 from .store import Head, Store, library_errors
 
@@ -61,8 +62,19 @@ class S3Store(Store):
             try:
                 reply = self._call("head_object")
             except FileNotFoundError:
+                self._look_for_bucket()
                 return Head(0, None)
             return Head(int(reply["ContentLength"]), str(reply["ETag"]))
+
+    def _look_for_bucket(self) -> None:
+        """The answer to HEAD is the same for a missing bucket, behind which the object may be whole."""
+        try:
+            self._call("head_bucket", Key=None)
+        except FileNotFoundError as error:
+            hint = f"Create the bucket (aws s3 mb s3://{self.bucket}), or correct its name"
+            raise Refused("the bucket does not exist", url=self.location.url, operation="head", hint=hint) from error
+        except PermissionError:
+            pass  # only s3:ListBucket tells; then it is the object that is missing, as far as we may know
 
     def read(self, start: int, end: int, head: Head) -> bytes:
         if start >= end:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -90,6 +91,9 @@ class Worker:
         with self._lock:
             if self.thread is not None or self._cannot_start or self._starting:
                 return  # (starting: a signal handler that logs in the middle of this)
+            if sys.is_finalizing():  # a thread that is started now never gets to run, and 3.11 waits for it
+                self._cannot_start = True
+                return
             self._starting = True
             # Known before it runs: a signal handler that flushes in between must not ship beside it.
             self.thread = thread = threading.Thread(target=self._run, name="remote_logging", daemon=True)

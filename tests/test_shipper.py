@@ -534,3 +534,37 @@ def test_a_leader_that_fails_for_long_lets_another_process_try(
 
 def _refuse(*_: object) -> Any:
     raise ConnectionError("the network is gone")
+
+
+def test_a_fragment_that_was_ended_just_after_it_was_shipped_is_no_reason_for_a_sibling(
+    rig: Callable[..., Rig], place: Place
+) -> None:
+    one = rig()
+    one.append(b"one\n", b"fragmR\n")  # what the leader saw before the writer of R looked behind itself
+    one.ship()
+    with open(one.spool.files()[0].path, "r+b") as file:
+        file.seek(len(b"one\nfrag"))
+        file.write(b"\n")
+    one.die()
+    two = rig()  # any restart: the object is asked, and compared
+    two.append(b"two\n")
+    two.ship()
+    assert place.read() == b"one\nfragmR\ntwo\n"
+    assert place.siblings() == {}
+
+
+def test_a_bucket_that_is_gone_for_a_while_is_not_taken_for_a_deleted_object(bucket: Bucket, tmp_path: Path) -> None:
+    place = Place(bucket, tmp_path)
+    one = Rig(place, tmp_path / "spool")
+    one.append(b"one\n")
+    one.ship()
+    before = one.names()
+    store: Any = one.stores[0]
+    store.bucket = "gone"
+    one.append(b"two\n")
+    assert not one.shipper.ship()
+    assert "bucket does not exist" in (one.shipper.last_error or "")
+    assert one.names() == before
+    assert one.shipper.ship()
+    assert place.read() == b"one\ntwo\n"
+    one.end()
