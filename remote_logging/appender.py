@@ -20,7 +20,8 @@ from collections.abc import Callable
 
 from .errors import SpoolError
 from .report import Reporter
-from .spool import Spool, SpoolFile, State, boot_id
+from .spool import Spool, boot_id
+from .state import SpoolFile, State
 
 MAX_WRITE = 0x7FFF_F000  # what Linux transfers in one write(2); see its NOTES
 LOOK_AGAIN = 0.2  # seconds between two looks whether a full spool has room

@@ -10,7 +10,7 @@ import os
 import sys
 
 from .errors import Conflict
-from .spool import SpoolFile
+from .state import SpoolFile
 from .store import Head, Store
 
 CHUNK = 2**20  # bytes that are compared at a time

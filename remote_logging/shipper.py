@@ -20,7 +20,8 @@ from .appender import Appender
 from .cursor import Cursor
 from .errors import Conflict, RemoteLoggingError, Unreachable
 from .report import Reporter
-from .spool import KEPT, Spool, State
+from .spool import KEPT, Spool
+from .state import State
 from .store import Head, Store
 
 MiB = 2**20

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "remote_logging"
 # Each module may import those of the rows above its own, and nothing below; a row's modules do not import each other.
 ROWS = [
     {"errors", "report"},
-    {"location", "leadership", "stats"},
+    {"location", "leadership", "state", "stats"},
     {"spool", "store", "embedded"},
     {"store_s3", "appender", "cursor"},
     {"shipper"},
@@ -69,4 +69,4 @@ def test_a_heavy_library_is_imported_in_one_place(library: str, owners: set[str]
 
 def test_no_module_has_grown_past_one_responsibility() -> None:
     sizes = {path.name: len(path.read_text().splitlines()) for path in PACKAGE.glob("*.py")}
-    assert {name: size for name, size in sizes.items() if size > 400} == {}
+    assert {name: size for name, size in sizes.items() if size > 380} == {}

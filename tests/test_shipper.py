@@ -13,7 +13,8 @@ from remote_logging.appender import Appender
 from remote_logging.location import Location, Template
 from remote_logging.report import Reporter
 from remote_logging.shipper import Shipper, plan
-from remote_logging.spool import KEPT, Spool, State
+from remote_logging.spool import KEPT, Spool
+from remote_logging.state import State
 from remote_logging.store import Head, Store, open_store
 
 from .support import Bucket, lines_of

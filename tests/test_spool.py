@@ -11,7 +11,8 @@ from remote_logging.errors import SpoolError
 from remote_logging.leadership import Leadership
 from remote_logging.location import Template
 from remote_logging.report import Reporter
-from remote_logging.spool import Spool, State, network_file_system
+from remote_logging.spool import Spool, network_file_system
+from remote_logging.state import State
 
 STATES = [
     State.unplaced(),
