@@ -77,6 +77,12 @@ def test_a_thread_that_cannot_be_started_any_more_is_done_without(bucket: Bucket
     assert bucket.read() == lines_of("line", 1)
 
 
+def test_a_handler_that_was_dropped_without_close_delivers_too(bucket: Bucket) -> None:
+    script = SETUP + "line(0); logging.getLogger().removeHandler(handler); del handler\n"
+    run_script(script, **environment(bucket, "run/training.log"))
+    assert bucket.read() == lines_of("line", 1)
+
+
 def test_logging_shutdown_by_hand_delivers_and_what_is_logged_later_is_delivered_too(bucket: Bucket) -> None:
     script = SETUP + "line(0); logging.shutdown(); line(1)\n"
     run_script(script, **environment(bucket, "run/training.log"))

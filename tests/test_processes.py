@@ -87,6 +87,28 @@ if __name__ == "__main__":
     assert list((tmp_path / "spool").iterdir()) == []
 
 
+def test_a_child_whose_parent_does_not_log_delivers_before_it_ends(bucket: Bucket, tmp_path: Path) -> None:
+    # Neither atexit nor logging.shutdown runs in a forked child of multiprocessing.
+    script = tmp_path / "program.py"
+    script.write_text(
+        f"""{SETUP}
+def work():
+    make(flush_interval=3600)
+    line("child", 0)
+
+if __name__ == "__main__":
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    child.join()
+"""
+    )
+    root = str(Path(__file__).parent.parent)
+    subprocess.run(
+        [sys.executable, script], check=True, env={**os.environ, **variables(bucket), "PYTHONPATH": root}, timeout=100
+    )
+    assert by_writer(bucket.read()) == {"child": [0]}
+
+
 def test_a_child_that_outlives_its_parent_delivers_its_records(bucket: Bucket, tmp_path: Path) -> None:
     script = """
 make(); line("parent", 0)
