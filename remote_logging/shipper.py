@@ -270,9 +270,10 @@ class Shipper:
 
     def _hand_on(self, label: str | None) -> None:
         """A sibling that was chosen while a newer file waited is that file's, too (I4)."""
-        following = self.spool.files()[1].state
-        if label and following.kind == "unplaced" and not following.label:
-            self.spool.move(self.spool.files()[1], State.unplaced(label=label))
+        following = self.spool.files()[1:2]
+        for file in following if label else ():
+            if file.state.kind == "unplaced" and not file.state.label:
+                self.spool.move(file, State.unplaced(label=label))
 
     def _reclaim(self, cursor: Cursor, store: Store, head: Head) -> None:
         """Give back the disk below what is acknowledged, but for the last bytes, which are compared after a failure."""

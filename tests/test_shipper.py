@@ -569,3 +569,21 @@ def test_a_bucket_that_is_gone_for_a_while_is_not_taken_for_a_deleted_object(buc
     assert one.shipper.ship()
     assert place.read() == b"one\ntwo\n"
     one.end()
+
+
+def test_a_sibling_that_the_old_file_went_to_is_the_new_files_too(
+    rig: Callable[..., Rig], place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = rig()
+    one.append(b"one\n")
+    one.ship()
+    place.write(b"one\nforeign\n")
+    one.append(b"two\n")
+    one.die()
+    monkeypatch.setattr("remote_logging.appender.boot_id", lambda: "feedbeef")
+    monkeypatch.setattr("remote_logging.spool.boot_id", lambda: "feedbeef")
+    two = rig()
+    two.append(b"three\n")
+    two.ship()
+    assert place.read() == b"one\nforeign\n"
+    assert list(place.siblings().values()) == [b"two\nthree\n"]  # I4
