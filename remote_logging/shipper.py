@@ -257,7 +257,7 @@ class Shipper:
             return False  # an unfinished record, which may still grow
         self._publish(cursor)
         if self._older(cursor):
-            self._hand_on(cursor.file.state.label)
+            self.spool.hand_on(cursor.file.state.label)
             removed = self.spool.remove(cursor.file, size)
             if removed:
                 self._forget()
@@ -267,13 +267,6 @@ class Shipper:
             self._forget()
             return True
         return False
-
-    def _hand_on(self, label: str | None) -> None:
-        """A sibling that was chosen while a newer file waited is that file's, too (I4)."""
-        following = self.spool.files()[1:2]
-        for file in following if label else ():
-            if file.state.kind == "unplaced" and not file.state.label:
-                self.spool.move(file, State.unplaced(label=label))
 
     def _reclaim(self, cursor: Cursor, store: Store, head: Head) -> None:
         """Give back the disk below what is acknowledged, but for the last bytes, which are compared after a failure."""

@@ -173,6 +173,13 @@ class Spool:
                 self._sync_directory()
         return moved
 
+    def hand_on(self, label: str | None) -> None:
+        """The oldest file is about to go: a sibling that was chosen for it while a newer one waited is that one's, too (I4)."""
+        following = self.files()[1:2]
+        for file in following if label else ():
+            if file.state.kind == "unplaced" and not file.state.label:
+                self.move(file, State.unplaced(label=label))
+
     def remove(self, file: SpoolFile, size: int) -> bool:
         """Unlink ``file`` if it still has ``size`` bytes and nobody holds it (I7). The caller knows all is acknowledged."""
         with self.structure():
