@@ -143,6 +143,7 @@ class Template:
             rest = _local(rest)
         self.path = self._path(rest)
         self.fields = self._fields(self.path)
+        self.varies_with_time = any(field == "time" for _, field, _ in self.fields)  # asked for with each record
         if storage_options is not None and not isinstance(storage_options, Mapping):
             raise self._error(f"storage_options is a {type(storage_options).__name__}", "Give a dict")
         self.options = merge(self._query(query), storage_options or {})
@@ -152,10 +153,6 @@ class Template:
         """The destination of this process at the time ``now`` (seconds since the epoch; the present by default)."""
         path = "".join(literal + _render(field, spec, now) for literal, field, spec in self.fields)
         return Location(self.protocol, path, self.options, f"{self.protocol}://{self.path}")
-
-    @property
-    def varies_with_time(self) -> bool:
-        return any(field == "time" for _, field, _ in self.fields)
 
     @property
     def varies_with_process(self) -> bool:
