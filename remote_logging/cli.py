@@ -11,7 +11,6 @@ from typing import Any
 
 from . import __version__
 from .errors import ConfigurationError, RemoteLoggingError
-from .leadership import Leadership
 from .recovery import directories, drain, open_spool
 from .spool import Spool, default_root
 
@@ -124,7 +123,7 @@ def describe(directory: str) -> dict[str, Any]:
 def _owner(spool: Spool) -> dict[str, Any]:
     with spool.structure():
         alive = any(spool.occupied(file) for file in spool.files())
-    pid = Leadership(spool.directory).pid()
+    pid = spool.leadership.pid()
     if not alive:
         return {"owner": "owner dead", "owner_alive": False, "owner_pid": pid}
     stopped = pid is not None and _is_stopped(pid)

@@ -99,9 +99,7 @@ class Shipper:
             if shipped:
                 self._succeeded(time.monotonic() - started - self._connecting)
             return True
-        except (RemoteLoggingError, OSError) as error:
-            self._failed(error, waited_for=waited_for)
-        except Exception as error:  # noqa: BLE001 - a defect of ours must not end the thread that ships (I5)
+        except Exception as error:  # noqa: BLE001 - neither a store nor a defect of ours may end the thread that ships (I5)
             self._failed(error, waited_for=waited_for)
         return False
 
